@@ -1,0 +1,77 @@
+# Kernex. `make help` lists what you can do.
+SHELL := /bin/bash
+BIN := bin
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X github.com/kernexhq/kernex/pkg/buildinfo.Version=$(VERSION)
+GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+LINT_VERSION := v2.12.2
+LINT := $(BIN)/tools/golangci-lint-$(LINT_VERSION)
+EXAMPLE := deployments/examples/edge-inference
+EXAMPLE_VERSIONS := 1.0.0 1.1.0 2.0.0
+
+# What running and testing need beyond Go: a command, and the Debian package
+# that brings it. The server package of Postgres puts initdb outside PATH.
+RUN_PACKAGES := initdb:postgresql
+TEST_PACKAGES := $(RUN_PACKAGES) mosquitto_sub:mosquitto-clients mosquitto:mosquitto minisign:minisign strace:strace tc:iproute2
+
+.DEFAULT_GOAL := help
+.PHONY: help run test build examples lint fmt bench fuzz ui clean deps-run deps-test
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+run: deps-run build ## build and start everything, with two demo devices (Ctrl-C stops it)
+	@$(BIN)/kernex up --demo 2 $(ARGS)
+
+test: deps-test build ## all tests, with the race detector
+	go test -race -timeout 9m ./...
+
+build: examples ## kernex, kernex-broker, kernex-orchestrator and kernex-agent into bin/, examples ready to push
+	@mkdir -p $(BIN)
+	$(GOBUILD) -o $(BIN)/ ./orchestrator/cmd/... ./broker/cmd/... ./agent/cmd/...
+
+examples: ## the example bundles' program, into each version
+	@for v in $(EXAMPLE_VERSIONS); do $(GOBUILD) -o $(EXAMPLE)/$$v/server ./$(EXAMPLE)/server || exit 1; done
+
+lint: $(LINT) ## go vet, golangci-lint (import rules included), gofmt
+	go vet ./...
+	$(LINT) run ./...
+
+$(LINT):
+	@mkdir -p $(BIN)/tools
+	GOBIN=$(CURDIR)/$(BIN)/tools go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
+	@mv $(BIN)/tools/golangci-lint $(LINT)
+
+fmt: ## format every Go file
+	gofmt -w $$(git ls-files '*.go')
+
+bench: deps-test ## run the benchmarks
+	go test -run '^$$' -bench . -benchmem ./...
+
+FUZZTIME ?= 30s
+fuzz: ## run every fuzz target for FUZZTIME (30s)
+	@go list ./... | while read -r p; do \
+	  for f in $$(go test -list '^Fuzz' $$p | grep ^Fuzz); do echo "$$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
+
+ui: ## build the web console's page (nothing to build yet: the API's own page is served)
+	@echo "the console is not part of this version; the API is readable at /docs"
+
+clean: ## remove what build made
+	rm -rf $(BIN) $(addsuffix /server,$(addprefix $(EXAMPLE)/,$(EXAMPLE_VERSIONS)))
+
+deps-run:
+	@$(call need,$(RUN_PACKAGES))
+
+deps-test:
+	@$(call need,$(TEST_PACKAGES))
+
+# need installs what is missing when it may (root on Debian), else names it and
+# stops.
+define need
+PATH="$$PATH:/usr/sbin:/sbin"; for b in /usr/lib/postgresql/*/bin; do PATH="$$PATH:$$b"; done; missing=; \
+for p in $(1); do command -v $${p%%:*} >/dev/null || missing="$$missing $${p##*:}"; done; \
+if [ -n "$$missing" ]; then \
+  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+    echo "installing$$missing"; (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing) >/dev/null || exit 1; \
+  else echo "missing:$$missing. On Debian: apt-get install$$missing" >&2; exit 1; fi; fi
+endef
