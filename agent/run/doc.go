@@ -1,0 +1,10 @@
+// Package run starts a bundle's programs: scripts that run to their end, and
+// the one long-running program that a Supervisor keeps alive.
+//
+// Every program is started through the agent's own shim (see Shim), which is
+// PID 1 of a new PID namespace where the agent may make one (as root): when the
+// shim dies, for whatever reason, the kernel kills everything that was started
+// below it, daemons that left their process group included. Without a
+// namespace the process group is killed, which a setsid child escapes. The
+// number of processes is not bounded: RLIMIT_NPROC does not bind root.
+package run
