@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -131,19 +132,20 @@ func (c *Cluster) launch(ctx context.Context) (*child.Process, error) {
 			return nil, err
 		}
 	}
-	logFile, err := openLog(c.who, c.dir)
+	logFile, err := child.OpenLog(filepath.Join(c.dir, "postgres.log"))
 	if err != nil {
 		return nil, err
 	}
 	defer logFile.Close()
-	info, err := logFile.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("read the log of Postgres: %w", err)
+	if c.who.switched {
+		if err := logFile.Chown(int(c.who.uid), int(c.who.gid)); err != nil {
+			return nil, fmt.Errorf("give the log to Postgres: %w", err)
+		}
 	}
 	cmd := exec.Command(c.in.path("postgres"), c.arguments()...)
 	cmd.Dir = "/"
 	cmd.Env = environment()
-	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.Stdout, cmd.Stderr = logFile.File, logFile.File
 	cmd.SysProcAttr = c.who.procAttr()
 	p, err := child.Start(cmd, syscall.SIGQUIT)
 	if err != nil {
@@ -151,7 +153,7 @@ func (c *Cluster) launch(ctx context.Context) (*child.Process, error) {
 	}
 	if err := c.awaitReady(ctx, p); err != nil {
 		p.Stop(stopSteps...)
-		return nil, fmt.Errorf("%w; the end of its log: %s", err, tail(logFile, info.Size()))
+		return nil, fmt.Errorf("%w; the end of its log: %s", err, logFile.Tail())
 	}
 	return p, nil
 }
