@@ -94,7 +94,7 @@ func (a *reader) read(limits Limits) error {
 	}
 	for {
 		h, err := a.next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return a.finish()
 		} else if err != nil {
 			return err
@@ -139,7 +139,7 @@ var refusedTypes = map[byte]string{
 
 func (a *reader) readManifest(limits Limits) error {
 	h, err := a.next()
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return bad("archive is empty")
 	} else if err != nil {
 		return err
@@ -272,14 +272,14 @@ func (a *reader) finish() error {
 		if padding > maxPadding || len(bytes.Trim(a.buf[:n], "\x00")) > 0 {
 			return bad("data after the end of the archive")
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
 			return err
 		}
 	}
 	switch next, err := a.buffered.Peek(2); {
-	case len(next) == 0 && err == io.EOF:
+	case len(next) == 0 && err == io.EOF: // a wrapped EOF is a failed read, not the end
 	case bytes.Equal(next, []byte{0x1f, 0x8b}):
 		return bad("a second gzip member follows the first")
 	case len(next) > 0:

@@ -78,7 +78,7 @@ func (s *source) Read(p []byte) (int, error) {
 	if s.n > s.max {
 		err = fleet.Errorf(fleet.CodeTooLarge, "bundle is larger than %d bytes", s.max)
 	}
-	if err != nil && err != io.EOF {
+	if err != nil && err != io.EOF { //nolint:errorlint // a wrapped EOF is a failed read, not the end
 		s.err = err
 	}
 	return n, err

@@ -91,7 +91,7 @@ func comparePre(a, b []string) int {
 	}
 	for i := range min(len(a), len(b)) {
 		numA, numB := isDigits(a[i]), isDigits(b[i])
-		c := 0
+		var c int
 		switch {
 		case numA && numB:
 			c = compareNumbers(a[i], b[i])
