@@ -4,6 +4,8 @@ BIN := bin
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X github.com/kernexhq/kernex/pkg/buildinfo.Version=$(VERSION)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+# Without version stamps: the same source must give the same bundle.
+EXAMPLEBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -buildid='
 LINT_VERSION := v2.12.2
 LINT := $(BIN)/tools/golangci-lint-$(LINT_VERSION)
 EXAMPLE := deployments/examples/edge-inference
@@ -31,7 +33,7 @@ build: examples ## kernex, kernex-broker, kernex-orchestrator and kernex-agent i
 	$(GOBUILD) -o $(BIN)/ ./orchestrator/cmd/... ./broker/cmd/... ./agent/cmd/...
 
 examples: ## the example bundles' program, into each version
-	@for v in $(EXAMPLE_VERSIONS); do $(GOBUILD) -o $(EXAMPLE)/$$v/server ./$(EXAMPLE)/server || exit 1; done
+	@for v in $(EXAMPLE_VERSIONS); do $(EXAMPLEBUILD) -o $(EXAMPLE)/$$v/server ./$(EXAMPLE)/server || exit 1; done
 
 lint: $(LINT) ## go vet, golangci-lint (import rules included), gofmt
 	go vet ./...
