@@ -211,4 +211,22 @@ func (c *raw) ping() {
 	}
 }
 
+// quiet makes sure that the broker has handled everything sent before and has
+// delivered no message.
+func (c *raw) quiet() {
+	c.t.Helper()
+	c.send([]byte{0xc0, 0})
+	for {
+		first, body, err := c.next()
+		switch {
+		case err != nil:
+			c.t.Fatalf("PINGRESP: %v", err)
+		case first>>4 == 3:
+			c.t.Fatalf("delivered: %q", body)
+		case first == 0xd0:
+			return
+		}
+	}
+}
+
 func kib(n int) string { return "{" + strings.Repeat(" ", n<<10-2) + "}" }

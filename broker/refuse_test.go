@@ -10,6 +10,7 @@ import (
 	"github.com/kernexhq/kernex/broker"
 	"github.com/kernexhq/kernex/broker/brokertest"
 	"github.com/kernexhq/kernex/pkg/protocol"
+	"github.com/kernexhq/kernex/pkg/testkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -22,7 +23,7 @@ func TestBadLoginsAreRefused(t *testing.T) {
 	in := new(brokertest.Inbox)
 	s := brokertest.Start(t, logins, in)
 	own := topics.Device(dev, protocol.KindPresence)
-	for name, tc := range map[string]struct {
+	cases := map[string]struct {
 		hello hello
 		code  byte
 	}{
@@ -48,21 +49,22 @@ func TestBadLoginsAreRefused(t *testing.T) {
 		"will above 1 KiB":         {hello{id: dev, username: dev, password: "device", willTopic: own, willPayload: kib(2)}, 5},
 		"monitor with a will":      {hello{id: "x", username: "monitor", password: "monitor", willTopic: topics.FleetSummary(), willPayload: "{}"}, 5},
 		"enroll with a will":       {hello{id: nonce, username: "enroll", willTopic: topics.EnrollRequest(nonce), willPayload: "{}"}, 5},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			c := dial(t, s)
-			if code := c.connect(tc.hello); code != tc.code {
-				t.Errorf("CONNACK %d, want %d", code, tc.code)
-			}
-			c.wantClosed()
-		})
 	}
-	t.Cleanup(func() {
-		if got := in.All(); len(got) != 0 {
-			t.Errorf("ingest received %v", got)
+	t.Run("each", func(t *testing.T) {
+		for name, tc := range cases {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				c := dial(t, s)
+				if code := c.connect(tc.hello); code != tc.code {
+					t.Errorf("CONNACK %d, want %d", code, tc.code)
+				}
+				c.wantClosed()
+			})
 		}
 	})
+	if got := in.All(); len(got) != 0 {
+		t.Errorf("ingest received %v", got)
+	}
 }
 
 func TestBadPacketsCloseTheConnectionAndReachNobody(t *testing.T) {
@@ -76,7 +78,7 @@ func TestBadPacketsCloseTheConnectionAndReachNobody(t *testing.T) {
 	}
 	retain := publish(beat, "{}", 0)
 	retain[0] |= 1
-	for name, sent := range map[string][][]byte{
+	cases := map[string][][]byte{
 		"remaining length 256 MiB before CONNECT": {{0x10, 0xff, 0xff, 0xff, 0x7f}},
 		"remaining length 256 MiB after CONNECT":  {login("p-big"), {0x30, 0xff, 0xff, 0xff, 0x7f}},
 		"remaining length of five bytes":          {{0x10, 0xff, 0xff, 0xff, 0xff, 0x7f}},
@@ -100,24 +102,23 @@ func TestBadPacketsCloseTheConnectionAndReachNobody(t *testing.T) {
 		"result above 16 KiB":                     {login("p-res"), publish(topics.Device("p-res", protocol.KindResult), kib(17), 1)},
 		"packet above 128 KiB":                    {login("p-pkt"), packet(0x30, str(topics.Device("p-pkt", protocol.KindLog)))[:1], {0x81, 0x80, 0x08}},
 		"SUBSCRIBE without options":               {login5("p-sub"), packet(0x82, []byte{0, 9, 0}, str("kernex/v1/time"))},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			c := dial(t, s)
-			for _, b := range sent {
-				c.send(b)
-			}
-			c.wantClosed()
-		})
 	}
-	t.Cleanup(func() {
-		if got := in.All(); len(got) != 0 {
-			t.Errorf("ingest received %v", got)
-		}
-		if n := s.Connected(); n != 0 {
-			t.Errorf("%d clients are left over", n)
+	t.Run("each", func(t *testing.T) {
+		for name, sent := range cases {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				c := dial(t, s)
+				for _, b := range sent {
+					c.send(b)
+				}
+				c.wantClosed()
+			})
 		}
 	})
+	testkit.Eventually(t, 10*time.Second, func() bool { return s.Connected() == 0 })
+	if got := in.All(); len(got) != 0 {
+		t.Errorf("ingest received %v", got)
+	}
 }
 
 func TestAForeignTopicAtQoS0IsDroppedAndTheConnectionGoesOn(t *testing.T) {
