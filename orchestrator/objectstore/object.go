@@ -49,7 +49,12 @@ func (s *Store) Put(ctx context.Context, key string, r io.Reader, size int64) (I
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return Info{}, err
 	}
-	opts := minio.PutObjectOptions{ContentType: "application/gzip", PartSize: partSize}
+	// A signed Content-MD5 guards each part. The other way, a signature in each
+	// chunk of the body, makes the private gateway (versitygw 1.8.0) leave the
+	// last chunk of an empty object on the connection, where it is then taken
+	// for the next request and answered 400.
+	opts := minio.PutObjectOptions{ContentType: "application/gzip", PartSize: partSize,
+		SendContentMd5: true, DisableContentSha256: true}
 	var info minio.UploadInfo
 	if n < partSize {
 		if err := src.checkSize(size); err != nil {
