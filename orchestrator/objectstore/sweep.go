@@ -27,7 +27,7 @@ func (s *Store) Sweep(ctx context.Context, olderThan time.Time, keep func(key st
 		}
 		removed++
 	}
-	for u := range s.core.Client.ListIncompleteUploads(ctx, s.bucket, keyPrefix, true) {
+	for u := range s.core.ListIncompleteUploads(ctx, s.bucket, keyPrefix, true) {
 		if u.Err != nil {
 			return removed, translate("list unfinished uploads", u.Err)
 		}

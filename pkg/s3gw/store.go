@@ -151,7 +151,10 @@ func (s *Store) awaitReady(ctx context.Context, p *child.Process) error {
 		case <-ctx.Done():
 			return fmt.Errorf("wait for it on %s: %w (last answer: %w)", s.settings.Listen, ctx.Err(), err)
 		case <-p.Done():
-			return fmt.Errorf("it ended while it started (%v)", p.Err())
+			if err := p.Err(); err != nil {
+				return fmt.Errorf("it ended while it started: %w", err)
+			}
+			return errors.New("it ended while it started")
 		case <-time.After(poll):
 		}
 	}
