@@ -12,27 +12,47 @@ import (
 	"github.com/kernexhq/kernex/pkg/fleet"
 )
 
-// commandAdd opens a command for a device, due at once, and wakes dispatch. Its
-// seq is above every one that the device has seen; the device's row is locked
-// until the commit, so that seqs become visible in order.
-func commandAdd(ctx context.Context, tx *sqlx.Tx, deviceID, typ string, body any, life time.Duration) (id string, err error) {
-	b, err := json.Marshal(body)
-	if err != nil {
-		return "", fmt.Errorf("encode %s command: %w", typ, err)
+// commandNew is one command to open.
+type commandNew struct {
+	device string
+	body   any
+}
+
+// commandAdd opens one command of a type for each device, due at once, and
+// wakes dispatch; it returns the ids by device. life counts from now, notAfter
+// (if not zero) is a moment. A seq is above every one that its device has seen;
+// the devices' rows stay locked until the commit, so that seqs become visible
+// in order. No two commands may be for one device.
+func commandAdd(ctx context.Context, tx *sqlx.Tx, typ string, list []commandNew, notAfter time.Time) (map[string]string, error) {
+	var devices, ids, bodies []string
+	byDevice := make(map[string]string, len(list))
+	for _, c := range list {
+		b, err := json.Marshal(c.body)
+		if err != nil {
+			return nil, fmt.Errorf("encode %s command: %w", typ, err)
+		}
+		id := fleet.NewID("cmd")
+		devices, ids, bodies = append(devices, c.device), append(ids, id), append(bodies, string(b))
+		byDevice[c.device] = id
 	}
-	id = fleet.NewID("cmd")
-	res, err := tx.ExecContext(ctx, `WITH n AS (
-			UPDATE devices d SET next_seq = greatest(d.next_seq, COALESCE((SELECT highest_seq FROM device_status WHERE device_id = d.id), 0) + 1) + 1
-			WHERE d.id = $2 RETURNING d.next_seq - 1 AS seq)
+	// Rows are locked in one order everywhere, or two replicas could deadlock.
+	if _, err := tx.ExecContext(ctx, `SELECT 1 FROM devices WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE`, pq.Array(devices)); err != nil {
+		return nil, translate(err, "lock devices")
+	}
+	res, err := tx.ExecContext(ctx, `WITH b AS (SELECT * FROM unnest($1::text[], $2::text[], $3::text[]) AS b (device_id, id, body)),
+		n AS (UPDATE devices d SET next_seq = greatest(d.next_seq, COALESCE(s.highest_seq, 0) + 1) + 1
+			FROM b LEFT JOIN device_status s ON s.device_id = b.device_id
+			WHERE d.id = b.device_id RETURNING d.id, d.next_seq - 1 AS seq)
 		INSERT INTO commands (id, device_id, seq, type, body, not_after)
-		SELECT $1, $2, n.seq, $3, $4, now() + make_interval(secs => $5) FROM n`, id, deviceID, typ, string(b), life.Seconds())
+		SELECT b.id, b.device_id, n.seq, $4, b.body::jsonb, $5 FROM b JOIN n ON n.id = b.device_id`,
+		pq.Array(devices), pq.Array(ids), pq.Array(bodies), typ, notAfter)
 	if err != nil {
-		return "", translate(err, "add command")
+		return nil, translate(err, "add commands")
 	}
-	if n, err := res.RowsAffected(); err != nil || n != 1 {
-		return "", fleet.Errorf(fleet.CodeNotFound, "device %q does not exist", deviceID)
+	if n, err := res.RowsAffected(); err != nil || int(n) != len(list) {
+		return nil, fleet.Errorf(fleet.CodeInternal, "added %d of %d commands: %v", n, len(list), err)
 	}
-	return id, notify(ctx, tx, WorkDispatch)
+	return byDevice, notify(ctx, tx, WorkDispatch)
 }
 
 // commandClose ends a command if it is open; status is done, cancelled or
@@ -40,12 +60,6 @@ func commandAdd(ctx context.Context, tx *sqlx.Tx, deviceID, typ string, body any
 func commandClose(ctx context.Context, tx *sqlx.Tx, id, status string) error {
 	_, err := tx.ExecContext(ctx, `UPDATE commands SET status = $2, closed_at = now() WHERE id = $1 AND status = 'open'`, id, status)
 	return translate(err, "close command")
-}
-
-// commandCloseType cancels a device's open commands of one type.
-func commandCloseType(ctx context.Context, tx *sqlx.Tx, deviceID, typ string) error {
-	_, err := tx.ExecContext(ctx, `UPDATE commands SET status = 'cancelled', closed_at = now() WHERE device_id = $1 AND type = $2 AND status = 'open'`, deviceID, typ)
-	return translate(err, "close commands")
 }
 
 // Backoff of deliveries, and how long a command of a device that is away is

@@ -86,6 +86,7 @@ type RolloutTarget struct {
 	Sent      bool // its command went out at least once
 	Cancelled bool // a cancel command for it exists
 	Busy      bool // the device works on another deployment
+	Revoked   bool // the device's key was revoked
 }
 
 // RolloutAction is what a Decision does.
@@ -106,7 +107,7 @@ type Decision struct {
 	Devices []string         // offer, end, ask_cancel
 	State   TargetState      // end: expired, timed_out or cancelled
 	Status  DeploymentStatus // finish
-	Reason  string           // finish: why, in words; "" for success
+	Reason  string           // finish, end: why, in words; "" for success
 }
 
 // DeviceLogin is what the broker needs to let a device in.

@@ -1,0 +1,221 @@
+package postgres
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+
+	"github.com/kernexhq/kernex/pkg/fleet"
+)
+
+// outage is how long the engine may be silent before the time counts as an
+// outage, in which no device could report.
+const outage = 30 * time.Second
+
+// Tick is the engine's sign of life; start marks the first one of a process.
+// The time since the last tick of any replica, if it was an outage, is added to
+// every open deadline before anything is allowed to expire by it.
+func (d *DB) Tick(ctx context.Context, start bool) (gap time.Duration, err error) {
+	err = d.tx(ctx, func(tx *sqlx.Tx) error {
+		if _, err := tx.ExecContext(ctx, `INSERT INTO settings (name, value) VALUES ('engine_tick', jsonb_build_object('at', now(), 'since', now())) ON CONFLICT (name) DO NOTHING`); err != nil {
+			return translate(err, "make the engine's tick")
+		}
+		var s float64
+		if err := tx.GetContext(ctx, &s, `SELECT extract(epoch FROM now() - (value->>'at')::timestamptz)::float8 FROM settings WHERE name = 'engine_tick' FOR UPDATE`); err != nil {
+			return translate(err, "read the engine's tick")
+		}
+		gap = time.Duration(s * float64(time.Second))
+		if gap > outage {
+			for _, q := range []string{
+				`UPDATE deployment_targets SET deadline = deadline + make_interval(secs => $1) WHERE state IN ('pending', 'offered', 'accepted', 'downloading', 'installing', 'verifying')`,
+				`UPDATE deployments SET deadline = deadline + make_interval(secs => $1) WHERE status IN ('pending', 'awaiting_approval', 'in_progress', 'paused')`,
+				`UPDATE commands SET not_after = not_after + make_interval(secs => $1) WHERE status = 'open'`,
+			} {
+				if _, err := tx.ExecContext(ctx, q, s); err != nil {
+					return translate(err, "move deadlines by the outage")
+				}
+			}
+		}
+		_, err := tx.ExecContext(ctx, `UPDATE settings SET value = jsonb_build_object('at', greatest(now(), CASE WHEN $1 THEN now() ELSE (value->>'at')::timestamptz END),
+			'since', CASE WHEN $1 THEN now() ELSE (value->>'since')::timestamptz END), updated_at = now() WHERE name = 'engine_tick'`, start || gap > outage || gap < 0)
+		return translate(err, "store the engine's tick")
+	})
+	return gap, err
+}
+
+type engineClock struct {
+	Now   time.Time `db:"now"`
+	At    time.Time `db:"at"`
+	Since time.Time `db:"since"`
+}
+
+// mayExpire reports whether deadlines count: the clock is watched, and devices
+// have had the time to report since the last start or outage.
+func (c engineClock) mayExpire(grace time.Duration) bool {
+	return c.Now.Sub(c.At) <= outage && c.Now.Sub(c.Since) >= grace
+}
+
+func engineNow(ctx context.Context, tx *sqlx.Tx) (engineClock, error) {
+	var c engineClock
+	err := tx.GetContext(ctx, &c, `SELECT now() AS now, (value->>'at')::timestamptz AS at, (value->>'since')::timestamptz AS since FROM settings WHERE name = 'engine_tick'`)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = tx.GetContext(ctx, &c, `SELECT now() AS now, now() AS at, now() AS since`)
+	}
+	return c, translate(err, "read the engine's clock")
+}
+
+type engineDeployment struct {
+	ID        string                 `db:"id"`
+	Kind      string                 `db:"kind"`
+	Status    fleet.DeploymentStatus `db:"status"`
+	Cancel    bool                   `db:"cancel"`
+	Deadline  time.Time              `db:"deadline"`
+	CreatedAt time.Time              `db:"created_at"`
+	Total     int                    `db:"total"`
+}
+
+// Step plans one open deployment that needs it and applies the plan, in one
+// transaction that holds the deployment's row: one that is marked, one with a
+// deadline that has passed (once grace has gone by since the last start or
+// outage), or with all set any; never one in skip. It returns the deployment's
+// id, "" if there was none, also with an error. A deployment whose plan changed
+// something stays marked, so that the next step looks at the result.
+func (d *DB) Step(ctx context.Context, grace time.Duration, all bool, skip []string, plan func(fleet.RolloutState) []fleet.Decision) (id string, changed bool, err error) {
+	var superseded []string
+	err = d.tx(ctx, func(tx *sqlx.Tx) error {
+		id, changed, superseded = "", false, nil
+		clock, err := engineNow(ctx, tx)
+		if err != nil {
+			return err
+		}
+		var p engineDeployment
+		err = tx.GetContext(ctx, &p, `SELECT d.id, d.kind, d.status, d.cancel, d.deadline, d.created_at, d.total FROM deployments d
+			WHERE d.status IN ('pending', 'awaiting_approval', 'in_progress', 'paused') AND d.id <> ALL($3) AND (d.dirty OR $2 OR $1 AND EXISTS (
+				SELECT 1 FROM deployment_targets t WHERE t.deployment_id = d.id AND t.deadline <= now()
+				AND t.state IN ('pending', 'offered', 'accepted', 'downloading', 'installing', 'verifying')))
+			ORDER BY d.dirty DESC, d.created_at LIMIT 1 FOR NO KEY UPDATE OF d SKIP LOCKED`, clock.mayExpire(grace), all, pq.Array(orNone(skip)))
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return translate(err, "claim a deployment")
+		}
+		id = p.ID
+		state, err := engineLoad(ctx, tx, p, clock, grace)
+		if err != nil {
+			return err
+		}
+		a := applier{tx: tx, deployment: p}
+		for _, dec := range plan(state) {
+			if err := a.apply(ctx, dec); err != nil {
+				return fmt.Errorf("%s in deployment %s: %w", dec.Action, p.ID, err)
+			}
+		}
+		superseded, changed = a.superseded, a.changed
+		return a.end(ctx)
+	})
+	if err != nil || len(superseded) == 0 {
+		return id, changed, err
+	}
+	return id, changed, d.engineMark(ctx, superseded)
+}
+
+// orNone keeps an empty array from being NULL, with which nothing compares.
+func orNone(list []string) []string {
+	if list == nil {
+		return []string{}
+	}
+	return list
+}
+
+// engineMark marks deployments whose targets another deployment ended. It is a
+// transaction of its own, because it waits for rows of other deployments; if it
+// is lost, the engine's regular look at all of them finds out.
+func (d *DB) engineMark(ctx context.Context, ids []string) error {
+	return d.tx(ctx, func(tx *sqlx.Tx) error {
+		if _, err := tx.ExecContext(ctx, `UPDATE deployments SET dirty = true WHERE id IN (SELECT id FROM deployments WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE)`, pq.Array(ids)); err != nil {
+			return translate(err, "mark deployments")
+		}
+		return notify(ctx, tx, WorkRollout)
+	})
+}
+
+func engineLoad(ctx context.Context, tx *sqlx.Tx, p engineDeployment, clock engineClock, grace time.Duration) (fleet.RolloutState, error) {
+	s := fleet.RolloutState{
+		ID: p.ID, Status: p.Status, Cancel: p.Cancel, Now: clock.Now, Deadline: p.Deadline, Total: p.Total,
+		MayExpire: clock.mayExpire(grace), Final: map[fleet.TargetState]int{},
+	}
+	var counts []struct {
+		State fleet.TargetState `db:"state"`
+		N     int               `db:"n"`
+	}
+	if err := tx.SelectContext(ctx, &counts, `SELECT state, count(*) AS n FROM deployment_targets WHERE deployment_id = $1 GROUP BY state`, p.ID); err != nil {
+		return s, translate(err, "count targets")
+	}
+	for _, c := range counts {
+		if c.State.Final() {
+			s.Final[c.State] = c.N
+		}
+	}
+	var open []struct {
+		DeviceID  string            `db:"device_id"`
+		State     fleet.TargetState `db:"state"`
+		Deadline  time.Time         `db:"deadline"`
+		Sent      bool              `db:"sent"`
+		Cancelled bool              `db:"cancelled"`
+		Busy      bool              `db:"busy"`
+		Revoked   bool              `db:"revoked"`
+	}
+	if err := tx.SelectContext(ctx, &open, `SELECT t.device_id, t.state, t.deadline, COALESCE(c.sends, 0) > 0 AS sent, d.status = 'revoked' AS revoked,
+			$2 AND EXISTS (SELECT 1 FROM commands k WHERE k.device_id = t.device_id AND k.type = 'cancel' AND k.body->>'command' = t.command_id) AS cancelled,
+			t.state = 'pending' AND EXISTS (SELECT 1 FROM deployment_targets o WHERE o.device_id = t.device_id AND o.deployment_id <> t.deployment_id
+				AND o.state IN ('accepted', 'downloading', 'installing', 'verifying')) AS busy
+		FROM deployment_targets t JOIN devices d ON d.id = t.device_id LEFT JOIN commands c ON c.id = t.command_id
+		WHERE t.deployment_id = $1 AND t.state IN ('pending', 'offered', 'accepted', 'downloading', 'installing', 'verifying')
+		ORDER BY t.device_id`, p.ID, p.Cancel); err != nil {
+		return s, translate(err, "read open targets")
+	}
+	for _, t := range open {
+		s.Open = append(s.Open, fleet.RolloutTarget(t))
+	}
+	if len(open) > 0 {
+		return s, nil
+	}
+	failures := []fleet.RolloutFailure{}
+	err := tx.SelectContext(ctx, &failures, `SELECT device_id AS deviceid, state, COALESCE(NULLIF(error_message, ''), error_code) AS message FROM deployment_targets
+		WHERE deployment_id = $1 AND state <> 'succeeded'
+		ORDER BY state IN ('failed', 'rolled_back', 'rejected', 'timed_out') DESC, finished_at, device_id LIMIT 1`, p.ID)
+	if err == nil && len(failures) == 1 {
+		s.Failure = &failures[0]
+	}
+	return s, translate(err, "read the first failure")
+}
+
+// end stores the counts that lists show, and whether to look again.
+func (a *applier) end(ctx context.Context) error {
+	var rows []struct {
+		State string `db:"state"`
+		N     int    `db:"n"`
+	}
+	if err := a.tx.SelectContext(ctx, &rows, `SELECT state, count(*) AS n FROM deployment_targets WHERE deployment_id = $1 GROUP BY state`, a.deployment.ID); err != nil {
+		return translate(err, "count targets")
+	}
+	counts := map[string]int{}
+	for _, r := range rows {
+		counts[r.State] = r.N
+	}
+	js, err := json.Marshal(counts)
+	if err != nil {
+		return fmt.Errorf("encode counts: %w", err)
+	}
+	if _, err := a.tx.ExecContext(ctx, `UPDATE deployments SET dirty = $2, counts = $3 WHERE id = $1`, a.deployment.ID, a.changed || a.again, string(js)); err != nil {
+		return translate(err, "store counts")
+	}
+	return a.events.write(ctx, a.tx)
+}
