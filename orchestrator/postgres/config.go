@@ -195,29 +195,21 @@ func configSet(ctx context.Context, tx *sqlx.Tx, id string, patch fleet.ConfigPa
 }
 
 // configCommand closes the configure command that is still open and opens one
-// for c, if the device may get commands. Its seq is above every seq that the
-// device has reported, so that a restored database cannot go silent.
+// for c, if the device may get commands.
 func configCommand(ctx context.Context, tx *sqlx.Tx, id string, c fleet.Config) error {
-	var seqs []int64
-	if err := tx.SelectContext(ctx, &seqs, `UPDATE devices d SET next_seq = GREATEST(d.next_seq, COALESCE((SELECT s.highest_seq FROM device_status s WHERE s.device_id = d.id), 0) + 1) + 1
-		WHERE d.id = $1 AND d.status = 'active' RETURNING d.next_seq - 1`, id); err != nil {
-		return translate(err, "take a command number")
+	var until []time.Time
+	if err := tx.SelectContext(ctx, &until, `SELECT now() + make_interval(secs => $2) FROM devices WHERE id = $1 AND status = 'active'`,
+		id, configNotAfter.Seconds()); err != nil {
+		return translate(err, "read credential")
 	}
-	if len(seqs) == 0 {
+	if len(until) == 0 {
 		return nil
 	}
 	if _, err := tx.ExecContext(ctx, `UPDATE commands SET status = 'cancelled', closed_at = now() WHERE device_id = $1 AND type = 'configure' AND status = 'open'`, id); err != nil {
 		return translate(err, "close older configure command")
 	}
-	body, err := jsonOrNull(protocol.Configure{Config: c})
-	if err != nil {
-		return err
-	}
-	if _, err := tx.ExecContext(ctx, `INSERT INTO commands (id, device_id, seq, type, body, not_after) VALUES ($1, $2, $3, 'configure', $4, now() + $5::interval)`,
-		fleet.NewID("cmd"), id, seqs[0], body, fmt.Sprintf("%d seconds", int(configNotAfter.Seconds()))); err != nil {
-		return translate(err, "open configure command")
-	}
-	return notify(ctx, tx, WorkDispatch)
+	_, err := commandAdd(ctx, tx, string(protocol.CommandConfigure), []commandNew{{device: id, body: protocol.Configure{Config: c}}}, until[0])
+	return err
 }
 
 // configCatchUp tells a device that has just become active what was changed
