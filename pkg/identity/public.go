@@ -59,6 +59,11 @@ func ParsePublicKeyPEM(data []byte) (PublicKey, error) {
 	if err != nil {
 		return PublicKey{}, fleet.Errorf(fleet.CodeInvalid, "public key: %v", err)
 	}
+	return ParsePublicKeyDER(der)
+}
+
+// ParsePublicKeyDER reads a SubjectPublicKeyInfo under the same rules.
+func ParsePublicKeyDER(der []byte) (PublicKey, error) {
 	key, err := x509.ParsePKIXPublicKey(der)
 	if err != nil {
 		return PublicKey{}, fleet.Errorf(fleet.CodeInvalid, "public key: not a SubjectPublicKeyInfo that can be read: %v", err)
