@@ -13,6 +13,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/kernexhq/kernex/pkg/fleet"
+	"github.com/kernexhq/kernex/pkg/logging"
 	"github.com/kernexhq/kernex/pkg/protocol"
 )
 
@@ -26,7 +27,7 @@ type Config struct {
 	Registerer prometheus.Registerer // nil: no metrics are registered
 
 	ConnectTimeout time.Duration // from accept to the end of CONNECT; default 5 s
-	WriteTimeout   time.Duration // for one write, then the connection is closed; default 5 s
+	WriteTimeout   time.Duration // for what waits on a peer that does not read, then the connection is closed; default 5 s
 	EnrollTimeout  time.Duration // life of an enroll connection; default 30 s
 	ClockTimeout   time.Duration // life of a clock connection; default 5 s
 	MaxClients     int           // open sockets; default nine tenths of the descriptor limit
@@ -134,8 +135,19 @@ func options(cfg Config) *mqtt.Options {
 		ClientNetWriteBufferSize: 512,
 		SysTopicResendInterval:   30,
 		InlineClient:             true,
-		Logger:                   newSlog(cfg.Logger),
+		Logger:                   logging.NewSlog(mochiLog(cfg.Logger)),
 	}
+}
+
+// mochiLog is the logger for mochi. Below debug it gets errors only: any client
+// can cause as many of its warnings as it likes, and the hook reports refusals
+// itself, bounded.
+func mochiLog(l zerolog.Logger) zerolog.Logger {
+	l = l.With().Str("part", "mochi").Logger()
+	if l.GetLevel() > zerolog.DebugLevel || zerolog.GlobalLevel() > zerolog.DebugLevel {
+		l = l.Level(max(l.GetLevel(), zerolog.ErrorLevel))
+	}
+	return l
 }
 
 // Addr is the address that the broker listens on.
@@ -177,8 +189,9 @@ func (b *Broker) isStopping() bool {
 }
 
 // Publish publishes from inside the process, past the access table. It waits
-// for no subscriber: one whose queue is full or whose socket does not drain
-// loses the message, which is counted. No error means handed out, not received.
+// for no subscriber (20 ms, once, for one that just stopped reading): one whose
+// queue is full or whose socket does not drain loses the message, which is
+// counted. No error means handed out, not received.
 func (b *Broker) Publish(ctx context.Context, topic string, payload []byte, qos byte, retain bool) error {
 	if err := ctx.Err(); err != nil {
 		return fleet.Wrap(fleet.CodeUnavailable, err, "publish "+topic)

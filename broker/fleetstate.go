@@ -129,6 +129,9 @@ func (f *fleetStates) replay(ctx context.Context) {
 // it, so it looks again whether what it sent is still the last.
 func (f *fleetStates) send(s *session, topic string) bool {
 	for rev := uint64(0); ; {
+		if !s.conn.socket.drain(f.b.stopping) {
+			return false
+		}
 		st, ok := f.get(topic)
 		if !ok || st.rev == rev {
 			return true

@@ -84,10 +84,11 @@ func (l *listener) start() bool {
 // take starts serving a socket or closes it when there is no room.
 func (l *listener) take(raw net.Conn, establish listeners.EstablishFn) {
 	addr := remoteAddr(raw)
-	c := &conn{Conn: raw, raw: raw, writeTimeout: l.b.cfg.WriteTimeout}
+	sock := &socket{Conn: raw, timeout: l.b.cfg.WriteTimeout}
+	c := &conn{Conn: sock, socket: sock}
 	c.onConnect = func() { l.leave(addr) }
 	if l.b.cfg.TLS != nil {
-		c.Conn = tls.Server(raw, l.b.cfg.TLS)
+		c.Conn = tls.Server(sock, l.b.cfg.TLS)
 	}
 	l.mu.Lock()
 	why := ""
@@ -112,7 +113,7 @@ func (l *listener) take(raw net.Conn, establish listeners.EstablishFn) {
 	l.b.metrics.accepted.Inc()
 	// One deadline for all of TLS and CONNECT, so that a byte now and then buys
 	// no time.
-	_ = raw.SetDeadline(time.Now().Add(l.b.cfg.ConnectTimeout))
+	_ = raw.SetReadDeadline(time.Now().Add(l.b.cfg.ConnectTimeout))
 	go l.serve(c, establish)
 }
 
@@ -121,6 +122,7 @@ func (l *listener) serve(c *conn, establish listeners.EstablishFn) {
 	defer l.wg.Done()
 	err := contain(func() error { return establish(listenerID, c) })
 	_ = c.Close()
+	c.socket.flusher.Wait()
 	c.connected()
 	l.mu.Lock()
 	delete(l.conns, c)

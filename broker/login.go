@@ -59,7 +59,7 @@ const clockPrefix = "clock-"
 // checkClientID checks the client id against the rule of its login. Unequal
 // rules for equal names are how one client takes another's session over.
 func checkClientID(username, clientID string) error {
-	ok := false
+	var ok bool
 	switch Role(username) {
 	case RoleEnroll:
 		ok = protocol.ValidNonce(clientID)

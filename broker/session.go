@@ -2,6 +2,7 @@ package broker
 
 import (
 	"bytes"
+	"errors"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -141,7 +142,7 @@ func (b *Broker) ended(c *conn, err error) {
 		b.server.Clients.Delete(s.id)
 	}
 	// Mochi forgets the will when the connection is stopped between two packets.
-	if s.established.Load() && !s.willSent.Load() && s.cl.StopCause() != packets.CodeDisconnect {
+	if s.established.Load() && !s.willSent.Load() && !errors.Is(s.cl.StopCause(), packets.CodeDisconnect) {
 		b.deliverWill(s)
 	}
 }

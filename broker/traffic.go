@@ -2,16 +2,10 @@ package broker
 
 import (
 	"strings"
-	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 )
-
-// stuckAfter is how long a write may wait before messages for that client are
-// dropped instead of waiting for it: mochi takes the client's lock to number a
-// QoS 1 message, and the write holds it.
-const stuckAfter = 20 * time.Millisecond
 
 // OnPacketRead refuses what must not get further. Only ErrRejectPacket stops
 // mochi here.
@@ -70,7 +64,7 @@ func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
 		return false
 	}
 	if Allow(h.b.cfg.Topics, s.grant, topic, write) {
-		if write || s.subscribing.Load() || !s.conn.stuck(time.Now(), stuckAfter) {
+		if write || s.subscribing.Load() || !s.conn.socket.behind() {
 			return true
 		}
 		h.b.metrics.slow.Inc()

@@ -94,14 +94,14 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 	}
 	if err != nil {
 		c.paho.Disconnect(0)
-		return nil, connectError(o.Broker, ctx, token, err)
+		return nil, connectError(ctx, o.Broker, token, err)
 	}
 	c.worker.Go(func() { c.deliver(o.OnMessage) })
 	return c, nil
 }
 
 // connectError tells the broker's answer from all other failures.
-func connectError(broker string, ctx context.Context, token paho.Token, err error) error {
+func connectError(ctx context.Context, broker string, token paho.Token, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("connect to %s: %w", broker, errors.Join(ctx.Err(), err))
 	}
