@@ -155,6 +155,24 @@ func (m *Machine) goBack(ctx context.Context, r Record) error {
 	return m.finish(r, RolledBack, nil)
 }
 
+// giveUp ends a return that was interrupted too often, by crashes. The old
+// files with a doubtful environment still serve better than the new ones.
+func (m *Machine) giveUp(r Record) error {
+	cause := "no cause on record"
+	if r.Cause != nil {
+		cause = r.Cause.Message
+	}
+	m.parts.Programs.Stop()
+	err := m.parts.Releases.Switch(r.Previous)
+	if err == nil {
+		err = m.startCurrent()
+	}
+	if err != nil {
+		m.parts.Log.Error().Err(err).Msg("the previous release could not be started")
+	}
+	return m.finish(r, Inconsistent, fleet.Errorf(fleet.CodeInconsistent, "could not return to the previous release in %d attempts; it returned because: %s", maxReturns, cause))
+}
+
 // undo runs what takes the deploy script back: the release's own rollback
 // script, else the deploy script of the release returned to.
 func (m *Machine) undo(ctx context.Context, r Record) Outcome {

@@ -28,11 +28,7 @@ func (m *Machine) Take(c protocol.Command) error {
 	floor := book.IssuedAt
 	switch {
 	case c.Seq <= book.ClosedThrough:
-		// Told once, not journaled: what is closed needs no result, and old
-		// commands that somebody replays must not fill the ledger.
-		m.parts.Reporter.Progress(protocol.Result{Command: c.ID, State: fleet.TargetRejected, Error: &protocol.ErrorDetail{
-			Code: fleet.CodeStaleSeq, Message: fmt.Sprintf("seq %d: every command up to %d is final", c.Seq, book.ClosedThrough)}})
-		return fleet.Errorf(fleet.CodeStaleSeq, "command %s: seq %d, closed through %d", c.ID, c.Seq, book.ClosedThrough)
+		return m.stale(c)
 	case c.NotAfter != 0 && (trusted && now.Unix() > c.NotAfter || floor > c.NotAfter):
 		return m.refuse(c, fleet.Errorf(fleet.CodeExpired, "the command was valid until %d, it is %d", c.NotAfter, max(now.Unix(), floor)))
 	case slices.Contains(book.Cancelled, c.ID):
@@ -50,6 +46,31 @@ func (m *Machine) Take(c protocol.Command) error {
 		return m.cancel(c)
 	}
 	return m.refuse(c, fleet.Errorf(fleet.CodeUnsupported, "this agent does not know %s", c.Type))
+}
+
+// stale answers a command that is final for the orchestrator. It is told once
+// and not journaled: what is closed needs no result, and old commands that
+// somebody replays must not fill the ledger.
+func (m *Machine) stale(c protocol.Command) error {
+	through := m.ledger.book.ClosedThrough
+	m.parts.Reporter.Progress(protocol.Result{Command: c.ID, Attempt: 1, State: fleet.TargetRejected, Error: &protocol.ErrorDetail{
+		Code: fleet.CodeStaleSeq, Message: fmt.Sprintf("seq %d: every command up to %d is final", c.Seq, through)}})
+	return fleet.Errorf(fleet.CodeStaleSeq, "command %s: seq %d, closed through %d", c.ID, c.Seq, through)
+}
+
+// Refuse handles a command that the pinned key has signed and that this agent
+// cannot execute: it ends as rejected for that reason, once.
+func (m *Machine) Refuse(c protocol.Command, reason error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r, ok := m.ledger.book.result(c.ID); ok {
+		m.parts.Reporter.Progress(r)
+		return nil
+	}
+	if c.Seq <= m.ledger.book.ClosedThrough {
+		return m.stale(c)
+	}
+	return m.refuse(c, reason)
 }
 
 // open returns the record of an unfinished command.

@@ -3,6 +3,7 @@ package update
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -48,6 +49,10 @@ type Book struct {
 	IssuedAt      int64             `json:"issued_at"` // latest issued_at of a verified command: the clock's floor
 	Broken        string            `json:"broken"`    // why the device is INCONSISTENT; "" is sound
 }
+
+// ErrJournal is the error of a change that could not be made durable and
+// therefore was not made.
+var ErrJournal = errors.New("the journal could not be written")
 
 // ledger is a Book whose every change is one journal record.
 type ledger struct {
@@ -117,7 +122,7 @@ func (l *ledger) change(f func(*Book) error) error {
 	}
 	if len(write) > 0 {
 		if err := l.journal.Write(write); err != nil {
-			return fmt.Errorf("journal a change: %w", err)
+			return fmt.Errorf("%w: %w", ErrJournal, err)
 		}
 	}
 	l.book, l.saved = next, now

@@ -212,7 +212,7 @@ func (m *Machine) step(ctx context.Context) error {
 	case Return:
 		return m.goBack(ctx, r)
 	case GiveUp:
-		return m.finish(r, Inconsistent, fleet.Errorf(fleet.CodeInconsistent, "could not return to the previous release in %d attempts: %s", maxReturns, causeWords(r)))
+		return m.giveUp(r)
 	case Abandon:
 		return m.finish(r, Failed, fleet.Errorf(fleet.CodeInternal, "given up in state %s after %d steps", r.State, r.Steps))
 	}
@@ -299,13 +299,6 @@ func (m *Machine) admit(r Record, info *bundle.Info) error {
 	return mf.Installable(now, counter, book.Floors[mf.Name], r.Command.Type == protocol.CommandRollback)
 }
 
-func causeWords(r Record) string {
-	if r.Cause == nil {
-		return "no cause on record"
-	}
-	return r.Cause.Message
-}
-
 // signal wakes one waiter; signals that nobody has taken are one.
 type signal chan struct{}
 
@@ -316,4 +309,30 @@ func (s signal) signal() {
 	case s <- struct{}{}:
 	default:
 	}
+}
+
+// Summary is what a state report says of the machine.
+type Summary struct {
+	Active      Active
+	LastCommand string // accepted or ended last
+	LastState   fleet.TargetState
+	HighestSeq  int64
+	Broken      string // why the device is inconsistent; "" is sound
+}
+
+// Report returns what a state report says. The state of a running command is
+// accepted until its end: its progress has messages of its own.
+func (m *Machine) Report() Summary {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	b := &m.ledger.book
+	s := Summary{Active: b.Active, HighestSeq: b.HighestSeq, Broken: b.Broken}
+	switch {
+	case b.Op != nil:
+		s.LastCommand, s.LastState = b.Op.Command.ID, fleet.TargetAccepted
+	case len(b.Done) > 0:
+		last := b.Done[len(b.Done)-1].Result
+		s.LastCommand, s.LastState = last.Command, last.State
+	}
+	return s
 }

@@ -85,7 +85,7 @@ const (
 	maxSteps   = 64 // journaled transitions
 	maxDeploys = 5  // starts of the deploy script: the first and "try again later"
 	maxChecks  = 3  // health checks started, the agent dying in each
-	maxReturns = 3  // attempts to go back
+	maxReturns = 5  // attempts to go back
 )
 
 // Record is a command that is being executed, as the journal keeps it.

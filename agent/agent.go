@@ -1,0 +1,258 @@
+// Package agent is the program on the device: it enrols, keeps the device
+// connected, executes signed commands crash-safely and reports. This package
+// only wires its sub-packages, which do not know each other.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/kernexhq/kernex/agent/fetch"
+	"github.com/kernexhq/kernex/agent/install"
+	"github.com/kernexhq/kernex/agent/journal"
+	"github.com/kernexhq/kernex/agent/link"
+	"github.com/kernexhq/kernex/agent/probe"
+	"github.com/kernexhq/kernex/agent/run"
+	"github.com/kernexhq/kernex/agent/update"
+	"github.com/kernexhq/kernex/pkg/bundle"
+	"github.com/kernexhq/kernex/pkg/durable"
+	"github.com/kernexhq/kernex/pkg/identity"
+	"github.com/kernexhq/kernex/pkg/logging"
+	"github.com/kernexhq/kernex/pkg/protocol"
+)
+
+// minRate is the slowest download that is not given up, in bytes a second: a
+// quarter of what GPRS does.
+const minRate = 1 << 10
+
+// Agent is one device. It holds the lock of its state directory from New until
+// Run has returned.
+type Agent struct {
+	cfg      Config
+	log      zerolog.Logger
+	level    *logging.Level
+	state    stateDir
+	cache    *cache
+	key      identity.PrivateKey
+	journal  *journal.Journal
+	programs *programs
+	machine  *update.Machine
+	reports  *reports
+	endpoint link.Endpoint
+	link     atomic.Pointer[link.Link] // nil before the first
+}
+
+// New opens the state directory, makes the device key on the first start and
+// reads the journal. It connects to nothing. An error names the file or flag
+// that is wrong.
+func New(cfg Config) (*Agent, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	if len(cfg.Shim) == 0 {
+		cfg.Shim = []string{"/proc/self/exe", run.ShimCommand}
+	}
+	cfg.Log.Level = cfg.LogLevel
+	log, level, err := logging.NewAdjustable(cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	files := &durable.FS{}
+	state, err := openState(files, cfg.State)
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{cfg: cfg, log: log, level: level, state: state}
+	if err := a.open(files); err != nil {
+		return nil, errors.Join(err, a.close())
+	}
+	return a, nil
+}
+
+func (a *Agent) open(files *durable.FS) (err error) {
+	if a.cache, err = openCache(a.state); err != nil {
+		return err
+	}
+	known := a.cache.get()
+	if a.key, err = a.state.key(a.cfg.KeyType, known.DeviceID != ""); err != nil {
+		return err
+	}
+	if known.DeviceID != "" {
+		if err := a.level.Set(known.Config.LogLevel); err != nil {
+			return err
+		}
+	}
+	conf, err := tlsConfig(a.cfg.CA, a.now)
+	if err != nil {
+		return err
+	}
+	a.endpoint = link.Endpoint{Broker: a.cfg.Broker, TLS: conf, Topics: protocol.NewTopics(a.cfg.Root), Log: a.log}
+	if a.journal, err = journal.Open(files, journal.Path(a.state.dir)); err != nil {
+		return err
+	}
+	store, err := install.Open(files, a.state.dir, bundle.Limits{MaxBytes: a.cfg.MaxBundleBytes})
+	if err != nil {
+		return err
+	}
+	if err := files.MkdirAll("log-dir", filepath.Dir(logPath(a.state.dir)), 0o700); err != nil {
+		return err
+	}
+	a.reports = newReports(a)
+	starter := run.NewStarter(a.cfg.Shim...)
+	a.programs = &programs{
+		cache: a.cache, store: store, starter: starter, privileged: a.cfg.AllowPrivileged, log: logPath(a.state.dir),
+		supervisor: run.NewSupervisor(starter, a.reports.wake),
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.TLSClientConfig = conf.Clone()
+	a.machine, err = update.New(update.Parts{
+		Journal:  a.journal,
+		Fetcher:  &fetch.Fetcher{FS: files, Path: store.Archive, Client: &http.Client{Transport: transport}, Log: a.log, Backoff: time.Second, MinRate: minRate},
+		Archives: store, Releases: store, Programs: a.programs,
+		Trust:    trust{cache: a.cache, deviceType: a.cfg.DeviceType},
+		Reporter: a.reports, Log: a.log,
+	}, update.Options{Keep: a.cfg.KeepReleases, Pause: 10 * time.Second})
+	return err
+}
+
+// now is this device's best guess at the time for certificates: never before
+// the program was built.
+func (a *Agent) now() time.Time {
+	now := time.Now()
+	if l := a.link.Load(); l != nil {
+		now = now.Add(l.Skew())
+	}
+	if now.Before(buildTime) {
+		return buildTime
+	}
+	return now
+}
+
+func (a *Agent) close() error {
+	var err error
+	if a.journal != nil {
+		err = a.journal.Close()
+	}
+	return errors.Join(err, a.state.close())
+}
+
+// DeviceID returns the id that the orchestrator has issued, "" before.
+func (a *Agent) DeviceID() string { return a.cache.get().DeviceID }
+
+// Run is the agent's life: it enrols if need be, then stays connected and
+// executes commands until ctx ends, which is a clean stop with a nil error. The
+// bundle's program ends with it.
+func (a *Agent) Run(ctx context.Context) (err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var tasks sync.WaitGroup
+	defer func() {
+		cancel(nil)
+		tasks.Wait()
+		a.programs.Stop()
+		err = errors.Join(err, a.close())
+	}()
+	a.log.Info().Str("state", a.state.dir).Str("broker", a.cfg.Broker).Str("key", a.key.Public().Fingerprint()).
+		Bool("pid_namespaces", a.programs.starter.Namespaced()).Msg("kernex-agent starts")
+	// The release runs whether or not the network is there.
+	tasks.Go(func() {
+		if err := a.machine.Run(ctx); err != nil {
+			cancel(err)
+		}
+	})
+	if a.cache.get().Status != statusActive {
+		if err := a.enroll(ctx); err != nil {
+			if ctx.Err() != nil {
+				return a.ended(ctx)
+			}
+			return fmt.Errorf("enrol: %w", err)
+		}
+	}
+	for ctx.Err() == nil && a.cache.get().Status != statusActive {
+		if err := a.awaitApproval(ctx); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("enrol: %w", err)
+		}
+	}
+	tasks.Go(func() {
+		select {
+		case <-a.journal.Failed():
+			cancel(journal.ErrBroken)
+		case <-ctx.Done():
+		}
+	})
+	if ctx.Err() == nil {
+		if err := a.connect(ctx, false); err != nil {
+			return err
+		}
+	}
+	return a.ended(ctx)
+}
+
+// ended is nil after a clean stop.
+func (a *Agent) ended(ctx context.Context) error {
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+		return cause
+	}
+	return nil
+}
+
+// enroll asks the orchestrator for this device's identity, until it answers.
+func (a *Agent) enroll(ctx context.Context) error {
+	reply, err := a.endpoint.Enroll(ctx, a.key, protocol.EnrollRequest{
+		PublicKey: string(a.key.Public().PEM()), DeviceType: a.cfg.DeviceType, Serial: a.cfg.Serial,
+		HardwareMetadata: probe.Hardware(), Token: a.cfg.EnrollToken, RegistrationToken: a.cache.get().RegistrationToken,
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.cache.enroll(a.cfg, reply); err != nil {
+		return err
+	}
+	e := a.cache.get()
+	a.log.Info().Str("device", e.DeviceID).Str("fleet", e.Fleet).Str("status", e.Status).Msg("enrolled")
+	return a.level.Set(e.Config.LogLevel)
+}
+
+// awaitApproval shows that a pending device is alive, for a while, and asks
+// whether it was approved.
+func (a *Agent) awaitApproval(ctx context.Context) error {
+	if err := a.connect(ctx, true); err != nil || ctx.Err() != nil {
+		return err
+	}
+	timer := time.NewTimer(time.Second + rand.N(4*time.Second)) //nolint:gosec // jitter
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-timer.C:
+	}
+	return a.enroll(ctx)
+}
+
+// connect keeps the device connected until ctx ends; once: until the first
+// restricted session has.
+func (a *Agent) connect(ctx context.Context, once bool) error {
+	e := a.cache.get()
+	key, err := e.commandKey()
+	if err != nil && !once {
+		return err
+	}
+	l := link.New(a.endpoint, link.Device{ID: e.DeviceID, Fleet: e.Fleet, Key: a.key}, &peer{Agent: a, commandKey: key})
+	l.SetHeartbeat(time.Duration(e.Config.HeartbeatIntervalS) * time.Second)
+	a.link.Store(l)
+	ctx, cancel := context.WithCancel(ctx)
+	var reporting sync.WaitGroup
+	reporting.Go(func() { a.reports.run(ctx) })
+	err = l.Run(ctx, once)
+	cancel()
+	reporting.Wait()
+	return err
+}
