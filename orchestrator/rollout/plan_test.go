@@ -232,7 +232,7 @@ func TestFinishSaysTheFirstFailureInTheDevicesOwnWords(t *testing.T) {
 			Total: 2, Final: map[fleet.TargetState]int{fleet.TargetSucceeded: 1, fleet.TargetRolledBack: 1},
 			Failure: &fleet.RolloutFailure{DeviceID: "x", State: fleet.TargetRolledBack, Message: "health check: self-test failed"},
 		}, fleet.DeploymentFailed, "1 of 2 targets rolled back: device x: health check: self-test failed"},
-		"cancelled": {fleet.RolloutState{Cancel: true, Total: 1, Final: map[fleet.TargetState]int{fleet.TargetCancelled: 1}}, fleet.DeploymentCancelled, ""},
+		"cancelled":          {fleet.RolloutState{Cancel: true, Total: 1, Final: map[fleet.TargetState]int{fleet.TargetCancelled: 1}}, fleet.DeploymentCancelled, ""},
 		"cancelled too late": {fleet.RolloutState{Cancel: true, Total: 1, Final: map[fleet.TargetState]int{fleet.TargetSucceeded: 1}}, fleet.DeploymentSuccess, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
