@@ -140,10 +140,12 @@ func (e *env) call(method, path string, body any, headers ...header) answer {
 		}
 		r = bytes.NewReader(j)
 	}
-	if strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "/api/") && !strings.HasPrefix(path, "//") {
+	if top, ok := strings.CutPrefix(path, "//"); ok { // outside of the API's base
+		path = "/" + top
+	} else {
 		path = "/api/v1" + path
 	}
-	req, err := http.NewRequestWithContext(e.t.Context(), method, e.url+strings.TrimPrefix(path, "//"), r)
+	req, err := http.NewRequestWithContext(e.t.Context(), method, e.url+path, r)
 	if err != nil {
 		e.t.Fatal(err)
 	}

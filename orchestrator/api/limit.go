@@ -31,17 +31,20 @@ func newLimiter(r Rate) *limiter {
 	return &limiter{rate: r, half: maxCallers / 2, now: map[string]*rate.Limiter{}, old: map[string]*rate.Limiter{}}
 }
 
-// take spends n requests of key and returns how long to wait if that is too
+// take spends one request of key and returns how long to wait if that is too
 // many; 0 is go on. Without a rate everything may.
-func (l *limiter) take(key string, n int) time.Duration {
-	if l.rate.PerSecond <= 0 {
+func (l *limiter) take(key string) time.Duration {
+	if l.rate.PerSecond <= 0 || l.bucket(key).Allow() {
 		return 0
 	}
-	b := l.bucket(key)
-	if b.AllowN(time.Now(), min(n, l.rate.Burst)) {
-		return 0
+	return max(time.Second, time.Duration(float64(time.Second)/l.rate.PerSecond))
+}
+
+// charge spends n more requests of key, also those of the time to come.
+func (l *limiter) charge(key string, n int) {
+	if l.rate.PerSecond > 0 {
+		l.bucket(key).ReserveN(time.Now(), min(n, l.rate.Burst))
 	}
-	return max(time.Second, time.Duration(float64(n)/l.rate.PerSecond*float64(time.Second)))
 }
 
 func (l *limiter) bucket(key string) *rate.Limiter {

@@ -41,7 +41,7 @@ func (a *API) notFound(w http.ResponseWriter, r *http.Request) {
 // limitAddress holds back an address that asks too often.
 func (a *API) limitAddress(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if wait := a.addresses.take(requestOf(r.Context()).remote, 1); wait > 0 {
+		if wait := a.addresses.take(requestOf(r.Context()).remote); wait > 0 {
 			a.tooMany(w, r, wait, "this address")
 			return
 		}
@@ -79,13 +79,13 @@ func (a *API) authenticate(next http.Handler) http.Handler {
 		c, err := a.caller(r.Context(), r, info.remote)
 		if err != nil {
 			if fleet.ErrorCode(err) == fleet.CodeUnauthorized {
-				a.addresses.take(info.remote, unauthorizedCost)
+				a.addresses.charge(info.remote, unauthorizedCost)
 			}
 			a.fail(w, r, err)
 			return
 		}
 		info.caller = c
-		if wait := a.tokens.take(c.token.ID, 1); wait > 0 {
+		if wait := a.tokens.take(c.token.ID); wait > 0 {
 			a.tooMany(w, r, wait, "this token")
 			return
 		}
