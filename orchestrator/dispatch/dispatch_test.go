@@ -1,0 +1,171 @@
+package dispatch_test
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/kernexhq/kernex/orchestrator/dispatch"
+	"github.com/kernexhq/kernex/orchestrator/looptest"
+	"github.com/kernexhq/kernex/orchestrator/postgres"
+	"github.com/kernexhq/kernex/orchestrator/rollout"
+	"github.com/kernexhq/kernex/pkg/fleet"
+	"github.com/kernexhq/kernex/pkg/protocol"
+	"github.com/kernexhq/kernex/pkg/testkit"
+)
+
+func TestMain(m *testing.M) { testkit.Main(m) }
+
+var _ dispatch.Store = (*postgres.DB)(nil)
+
+// signer counts how often it is asked.
+type signer struct{ calls atomic.Int64 }
+
+func (s *signer) Presign(_ context.Context, key string, ttl time.Duration) (string, time.Time, string, error) {
+	s.calls.Add(1)
+	return "http://store/" + key + "?signed", time.Now().Add(ttl), "etag-1", nil
+}
+
+// start runs a dispatcher and an engine on the scene.
+func start(t testing.TB, s *looptest.Scene) (urls *signer, stop func()) {
+	t.Helper()
+	urls = &signer{}
+	l := postgres.NewListener(s.DSN, testkit.Logger(t))
+	d, err := dispatch.New(dispatch.Config{
+		Topics: s.Topics, Store: s.DB, Publisher: s.Wire, Presigner: urls, CommandKey: s.Key,
+		Wake: l.Wake(postgres.WorkDispatch), Log: testkit.Logger(t),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := rollout.New(rollout.Config{Store: s.DB, Wake: l.Wake(postgres.WorkRollout), Log: testkit.Logger(t)})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 3)
+	for _, f := range []func(context.Context) error{l.Run, d.Run, e.Run} {
+		go func() { ended <- f(ctx) }()
+	}
+	stopped := false
+	stop = func() {
+		if cancel(); !stopped {
+			stopped = true
+			for range 3 {
+				if err := <-ended; err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}
+	t.Cleanup(stop)
+	return urls, stop
+}
+
+func open(t testing.TB, s *looptest.Scene, m looptest.Message) protocol.Command {
+	t.Helper()
+	c, err := protocol.OpenCommand(m.Payload, s.Key.Public().(ed25519.PublicKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestCommandIsDeliveredSignedWithAURL(t *testing.T) {
+	t.Parallel()
+	s := looptest.Open(t)
+	urls, _ := start(t, s)
+	devices := []string{s.Online(), s.Online(), s.Online()}
+	b := s.Bundle("edge", "1.0.0")
+	dep := s.Deploy(b, devices...)
+	for _, id := range devices {
+		m := s.Wire.Await(t, s.Topics.Device(id, protocol.KindCommand), 1)[0]
+		c := open(t, s, m)
+		if c.Device != id || c.Type != protocol.CommandDeploy || c.Seq != 1 || c.ClosedThrough != 0 || c.Deploy.Deployment != dep || m.QoS != 1 || m.Retain {
+			t.Fatalf("command is %+v", c)
+		}
+		ref := c.Deploy.Bundle
+		if ref.Release != b.Release || ref.Checksum != b.Checksum || ref.Size != b.Size || ref.ETag != "etag-1" || len(ref.Parts) != 1 ||
+			ref.URL == "" || ref.URLExpiresAt > time.Now().Add(dispatch.URLLife+time.Minute).Unix() {
+			t.Fatalf("bundle is %+v", ref)
+		}
+	}
+	if n := urls.calls.Load(); n > 3 {
+		t.Fatalf("%d URLs were signed for one bundle", n)
+	}
+}
+
+func TestConfigIsDelivered(t *testing.T) {
+	t.Parallel()
+	s := looptest.Open(t)
+	start(t, s)
+	id := s.Online()
+	interval := 9
+	if _, err := s.DB.SetDeviceConfig(t.Context(), id, fleet.ConfigPatch{HeartbeatIntervalS: &interval}, 0, nil, fleet.System); err != nil {
+		t.Fatal(err)
+	}
+	c := open(t, s, s.Wire.Await(t, s.Topics.Device(id, protocol.KindCommand), 1)[0])
+	if c.Type != protocol.CommandConfigure || c.Configure.Config.HeartbeatIntervalS != 9 || c.Configure.Config.Version != 2 {
+		t.Fatalf("command is %+v", c)
+	}
+}
+
+func TestCommandOfADeviceThatIsAwayWaitsForItsReturn(t *testing.T) {
+	t.Parallel()
+	s := looptest.Open(t)
+	start(t, s)
+	away, here := s.Device(), s.Online()
+	dep := s.Deploy(s.Bundle("edge", "1.0.0"), away, here)
+	s.Wire.Await(t, s.Topics.Device(here, protocol.KindCommand), 1)
+	if n := len(s.Wire.On(s.Topics.Device(away, protocol.KindCommand))); n != 0 {
+		t.Fatalf("%d commands went to a device that is away", n)
+	}
+	s.Birth(away, 1)
+	c := open(t, s, s.Wire.Await(t, s.Topics.Device(away, protocol.KindCommand), 1)[0])
+	if c.Deploy.Deployment != dep {
+		t.Fatalf("command is %+v", c)
+	}
+	s.Birth(away, 2) // and again at each birth until it ends: the same command
+	if again := open(t, s, s.Wire.Await(t, s.Topics.Device(away, protocol.KindCommand), 2)[1]); again.ID != c.ID || again.Seq != c.Seq {
+		t.Fatalf("sent again as %+v, was %+v", again, c)
+	}
+}
+
+func TestCommandThatTheBrokerDoesNotTakeIsSentAgain(t *testing.T) {
+	t.Parallel()
+	s := looptest.Open(t)
+	start(t, s)
+	s.Wire.Break(errors.New("no broker"))
+	id := s.Online()
+	s.Deploy(s.Bundle("edge", "1.0.0"), id)
+	testkit.Eventually(t, 10*time.Second, func() error {
+		list, err := s.DB.ClaimCommands(t.Context(), 1) // steals nothing: it was claimed and is in its backoff
+		if err != nil || len(list) != 0 {
+			return err
+		}
+		wait, ok, err := s.DB.NextSend(t.Context())
+		if err == nil && (!ok || wait < 8*time.Second) {
+			return errors.New("not claimed yet")
+		}
+		return err
+	})
+	s.Wire.Break(nil)
+	if err := s.DB.CommandsDue(t.Context(), id, ""); err != nil {
+		t.Fatal(err)
+	}
+	s.Wire.Await(t, s.Topics.Device(id, protocol.KindCommand), 1)
+}
+
+func TestLoopsLeaveNoGoroutine(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	s := looptest.Open(t)
+	_, stop := start(t, s)
+	id := s.Online()
+	s.Deploy(s.Bundle("edge", "1.0.0"), id)
+	s.Wire.Await(t, s.Topics.Device(id, protocol.KindCommand), 1)
+	stop()
+	_ = s.DB.Close()
+	goleak.VerifyNone(t, append(testkit.SharedServers(), before)...)
+}
