@@ -1,6 +1,7 @@
 package agent_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"net/http"
@@ -434,6 +435,12 @@ func TestAResultIsSentAgainUntilItIsAcknowledged(t *testing.T) {
 	if r := o.final(c.ID); r.State != fleet.TargetSucceeded { // within 10 s, without a reconnect
 		t.Fatalf("%+v", r)
 	}
+	wait(t, "the ack to be journaled", func() bool {
+		text, _ := os.ReadFile(filepath.Join(d.dir, "journal"))
+		const key = `"update/pending":`
+		i := bytes.LastIndex(text, []byte(key))
+		return i >= 0 && bytes.HasPrefix(text[i+len(key):], []byte("[]"))
+	}, func() string { return "" })
 	d.stop()
 	o.edit(func() { o.results, o.states = nil, nil })
 	start(o, config(o, d.dir))

@@ -9,34 +9,31 @@ import (
 	"github.com/kernexhq/kernex/pkg/logging"
 )
 
-// Config is everything an installation sets, as flags of kernex-agent; each
-// also by environment as KERNEX_ and its name.
+// Config is everything an installation sets; Parse describes each flag.
 type Config struct {
-	State       string `required:"" placeholder:"DIR" help:"State directory: key, journal, releases. Made 0700."`
-	Broker      string `required:"" placeholder:"URL" help:"MQTT broker: tcp://HOST:PORT, or mqtts://HOST:PORT with TLS."`
-	CA          string `name:"ca" placeholder:"FILE" help:"PEM file with the certificate authorities of broker and object store, instead of the system's."`
-	EnrollToken string `placeholder:"TOKEN" help:"Claim token for the first start. Without one an operator has to approve the device."`
-	DeviceType  string `placeholder:"NAME" help:"Kind of device, which bundles may ask for."`
-	Serial      string `placeholder:"TEXT" help:"Serial number."`
-	KeyType     string `default:"ed25519" enum:"ed25519,p256,rsa2048,rsa3072,rsa4096" help:"Type of the device key that the first start makes: ${enum}."`
-	Root        string `default:"kernex/v1" placeholder:"TOPIC" help:"Topic root."`
-	LogLevel    string `default:"info" enum:"debug,info,warn,error" help:"Log level before the orchestrator sets one: ${enum}."`
+	State       string // directory of key, journal and releases
+	Broker      string // URL
+	CA          string // PEM file; "" is the system's authorities
+	EnrollToken string
+	DeviceType  string
+	Serial      string
+	KeyType     string // of identity.Generate
+	Root        string // topic root
+	LogLevel    string // before the orchestrator sets one
 
-	CPUDegraded    float64 `name:"cpu-degraded" default:"95" placeholder:"PCT" help:"CPU use from which the device is degraded; 0: never."`
-	CPUError       float64 `name:"cpu-error" default:"0" placeholder:"PCT" help:"CPU use that is an error; 0: never."`
-	MemoryDegraded float64 `default:"90" placeholder:"PCT" help:"Memory use from which the device is degraded; 0: never."`
-	MemoryError    float64 `default:"98" placeholder:"PCT" help:"Memory use that is an error; 0: never."`
-	DiskDegraded   float64 `default:"90" placeholder:"PCT" help:"Use of the state directory's disk from which the device is degraded; 0: never."`
-	DiskError      float64 `default:"98" placeholder:"PCT" help:"Use of that disk that is an error; 0: never."`
+	// Percentages from which the device is degraded or in error; 0 is never.
+	CPUDegraded, CPUError       float64
+	MemoryDegraded, MemoryError float64
+	DiskDegraded, DiskError     float64
 
-	KeepReleases    int   `default:"2" placeholder:"N" help:"Releases kept on disk, at least the current and the previous one."`
-	MaxBundleBytes  int64 `default:"536870912" placeholder:"BYTES" help:"Largest bundle that is accepted; 4 times as much may come out of it."`
-	AllowPrivileged bool  `help:"Let bundles whose manifest asks for it gain privileges (setuid programs)."`
+	KeepReleases    int   // on disk, the current one included; 0 is 2
+	MaxBundleBytes  int64 // 0 is bundle.DefaultMaxBytes
+	AllowPrivileged bool  // let bundles that ask for it gain privileges
 
 	// Shim starts bundle programs; tests set it, whose binary is not the agent.
-	Shim []string `kong:"-"`
+	Shim []string
 	// Log says where lines go; its level is LogLevel.
-	Log logging.Config `kong:"-"`
+	Log logging.Config
 }
 
 // limits are the health thresholds.

@@ -117,7 +117,7 @@ func (s *Store) room(info *bundle.Info) error {
 	if err := syscall.Statfs(s.dir, &st); err != nil {
 		return fmt.Errorf("read the disk's free space: %w", err)
 	}
-	free, need := int64(st.Bavail)*st.Bsize, info.Expanded+info.Expanded/10 //nolint:gosec // free blocks fit
+	free, need := int64(st.Bavail)*int64(st.Bsize), info.Expanded+info.Expanded/10 //nolint:gosec,unconvert // Bsize is 32 bits wide on ARM
 	if free < need {
 		return fleet.Errorf(fleet.CodeNoSpace, "the bundle needs %d bytes, the disk has %d", need, free)
 	}
