@@ -62,22 +62,51 @@ func (c *deployCmd) Run(ctx context.Context, a *app) error {
 }
 
 type rollbackCmd struct {
-	Version string   `required:"" placeholder:"V" help:"The version to return to; each device must have had it as a success."`
-	Device  []string `required:"" placeholder:"ID" help:"The devices; may be repeated."`
-	Bundle  string   `placeholder:"NAME" help:"Name of the bundle; default: whichever had that version on the device."`
+	Version  string   `required:"" placeholder:"V" help:"The version to return to; each device must have had it as a success."`
+	Device   []string `xor:"to" placeholder:"ID" help:"The devices; may be repeated."`
+	Selector *string  `short:"l" xor:"to" placeholder:"S" help:"The devices with these labels; '' is the whole fleet."`
+	Bundle   string   `placeholder:"NAME" help:"Name of the bundle; default: whichever had that version on the device."`
 
 	Description string `help:"Why; kept with the deployment."`
 	waiting
 }
 
 func (c *rollbackCmd) Run(ctx context.Context, a *app) error {
+	if c.Selector == nil && len(c.Device) == 0 {
+		return usagef("roll back what? Give --selector or --device (see kernex device list)")
+	}
 	api, err := a.client()
 	if err != nil {
 		return err
+	}
+	if c.Selector != nil {
+		if c.Device, err = c.chosen(ctx, api); err != nil {
+			return err
+		}
 	}
 	d, err := api.RollbackDevices(ctx, client.NewRollback{Bundle: c.Bundle, BundleVersion: c.Version, TargetDeviceIDs: c.Device, Description: c.Description})
 	if err != nil {
 		return err
 	}
 	return c.await(ctx, a, api, d)
+}
+
+// chosen returns the ids of the devices that the selector chooses: the API takes
+// a list, so that each device's history is checked.
+func (c *rollbackCmd) chosen(ctx context.Context, api *client.Client) ([]string, error) {
+	if _, err := fleet.ParseSelector(*c.Selector); err != nil {
+		return nil, usagef("%s", fleet.ErrorMessage(err))
+	}
+	list, err := api.Devices(ctx, client.DeviceFilter{Selector: *c.Selector}, 0)
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]string, len(list.Items))
+	for i, d := range list.Items {
+		ids[i] = d.ID
+	}
+	if len(ids) == 0 {
+		return nil, fleet.Errorf(fleet.CodeInvalid, "no device has the labels %q", *c.Selector)
+	}
+	return ids, nil
 }
