@@ -27,7 +27,7 @@ func (e *env) follow(path string, headers ...header) (events <-chan protocol.Clo
 	for _, h := range headers {
 		req.Header.Set(h.name, h.value)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := http.DefaultClient.Do(req) //nolint:bodyclose // the goroutine below does
 	if err != nil {
 		e.t.Fatal(err)
 	}

@@ -87,7 +87,7 @@ func (a *API) observe(next http.Handler) http.Handler {
 		_ = rc.SetReadDeadline(start.Add(readLimit))
 		_ = rc.SetWriteDeadline(start.Add(writeLimit))
 		defer func() {
-			if p := recover(); p != nil && p != http.ErrAbortHandler {
+			if p := recover(); p != nil {
 				a.cfg.Logger.Error().Interface("panic", p).Str("request_id", info.id).Bytes("stack", debug.Stack()).Msg("a request handler panicked")
 				if rec.status == 0 {
 					a.fail(rec, r, fleet.Errorf(fleet.CodeInternal, "panic"))
