@@ -2,33 +2,38 @@
 
 import { get, newKey, post } from "./api";
 import { configForm } from "./config";
-import { confirmed, h, replace, Table, toast } from "./dom";
-import { ago, facts, labels, seconds, short, status, words } from "./format";
+import { type Child, confirmed, h, replace, Table, toast } from "./dom";
+import { ago, facts, health, labels, seconds, short, status, words } from "./format";
 import type { Config, Deployment, Device, HistoryEntry, List } from "./types";
 import { act, heading, link, Pager, Refresher, type View } from "./view";
 
 export function deviceView(id: string): View {
   const path = `/devices/${encodeURIComponent(id)}`;
   const about = h("div");
+  const hardware = h("div");
   const actions = h("div", { class: "actions" });
   const form = configForm(path);
-  let shown = "";
+  let shown = "", shownHardware = "";
   const refresher = new Refresher(async (signal) => {
     const [device, config, list] = await Promise.all([
       get<Device>(path, {}, signal), get<Config>(`${path}/config`, {}, signal),
       get<List<HistoryEntry>>(`${path}/bundle-history`, { limit: pager.size, cursor: pager.cursor }, signal),
     ]);
     replace(about, aboutDevice(device));
+    const json = JSON.stringify(device.hardware_metadata);
+    if (shownHardware !== json) replace(hardware, aboutHardware(device)); // it may be open
+    shownHardware = json;
     if (shown !== device.status) replace(actions, credentialActions(device));
     shown = device.status;
     form.show(config);
-    history.show(list.items ?? []);
+    history.show((list.items ?? []).map((e) => ({ ...e, running: e.bundle_name === device.bundle_name && e.bundle_version === device.bundle_version })));
     pager.show(list);
     page.hidden = false;
   });
   const credentialActions = (d: Device): HTMLElement[] => {
     const verb = { pending: "approve", quarantined: "release" }[d.status];
     const deploy = h("a", { class: "button", href: link("/deploy", { devices: id }) }, "Deploy");
+    if (d.status === "revoked") return [];
     if (!verb) return [deploy];
     const button = h("button", { class: "primary", onclick: () => act(button, refresher.alert, async () => {
       await post(`${path}/${verb}`, undefined, newKey());
@@ -44,13 +49,14 @@ export function deviceView(id: string): View {
       location.hash = link(`/deployments/${d.id}`);
     });
   };
-  const history = new Table<HistoryEntry>("Bundle history", [
+  const history = new Table<HistoryEntry & { running: boolean }>("Bundle history", [
     { title: "Bundle", cell: (e) => [e.bundle_name, " ", h("b", null, e.bundle_version)] },
     { title: "Result", cell: (e) => [status(e.status), e.late && h("span", { class: "muted" }, " late"), e.error && h("small", { class: "error" }, e.error)] },
     { title: "When", cell: (e) => ago(e.deployed_at) },
     { title: "Took", cell: (e) => seconds(e.duration_s) },
     { title: "Deployment", cell: (e) => [h("a", { href: link(`/deployments/${e.deployment_id}`) }, short(e.deployment_id)), e.kind !== "deploy" && ` ${e.kind}`] },
     { title: "", class: "end", cell: (e) => {
+      if (e.running) return h("span", { class: "muted" }, "running");
       if (e.status !== "success") return null;
       const button = h("button", { class: "small", onclick: () => back(e, button), "aria-label": `Roll back to ${e.bundle_name} ${e.bundle_version}` }, "Roll back to this");
       return button;
@@ -58,7 +64,7 @@ export function deviceView(id: string): View {
   ], (e) => `${e.deployment_id} ${e.bundle_id} ${e.deployed_at}`, "Nothing was deployed to this device yet.");
   const pager = new Pager(20, () => void refresher.now());
   const page = h("div", { hidden: true },
-    about,
+    h("div", { class: "card" }, about, hardware),
     h("section", { class: "card" }, h("h2", null, "Configuration"), form.el),
     h("section", null, h("h2", null, "Bundle history"), history.el, pager.el));
   return {
@@ -72,12 +78,11 @@ export function deviceView(id: string): View {
 }
 
 function aboutDevice(d: Device): HTMLElement {
-  const hardware = Object.entries(d.hardware_metadata ?? {});
-  return h("div", { class: "card" },
+  return h("div", null,
     d.description && h("p", null, d.description),
     facts(
       ["Status", status(d.status)],
-      ["Health", status(d.health)],
+      ["Health", health(d)],
       ["Last heartbeat", ago(d.last_heartbeat)],
       ["Running", d.bundle_name ? [d.bundle_name, " ", h("b", null, d.bundle_version)] : ""],
       ["Type", d.device_type],
@@ -91,7 +96,11 @@ function aboutDevice(d: Device): HTMLElement {
       ["Labels", labels(d.labels)],
       ["Enrolled", ago(d.created_at)],
       ["Key", [words(d.key_type), " ", d.fingerprint && h("code", { title: d.fingerprint }, d.fingerprint.slice(0, 16))]],
-    ),
-    hardware.length > 0 && h("details", null, h("summary", null, "Hardware"),
-      facts(...hardware.map(([k, v]): [string, string] => [k, typeof v === "string" ? v : JSON.stringify(v)]))));
+    ));
+}
+
+function aboutHardware(d: Device): Child {
+  const all = Object.entries(d.hardware_metadata ?? {});
+  return all.length > 0 && h("details", null, h("summary", null, "Hardware"),
+    facts(...all.map(([k, v]): [string, string] => [k, typeof v === "string" ? v : JSON.stringify(v)])));
 }

@@ -2,7 +2,7 @@
 
 import { get } from "./api";
 import { h, Table } from "./dom";
-import { ago, config, labels, status } from "./format";
+import { ago, config, health, labels, status } from "./format";
 import { type Device, deviceStatuses, type List } from "./types";
 import { field, heading, link, Pager, Refresher, select, type View } from "./view";
 
@@ -11,7 +11,7 @@ export function devicesView(query: URLSearchParams): View {
   const table = new Table<Device>("Devices", [
     { title: "Device", cell: (d) => [h("a", { href: link(`/devices/${d.id}`) }, d.id), d.device_type && h("span", { class: "muted" }, ` ${d.device_type}`), labels(d.labels)] },
     { title: "Status", cell: (d) => status(d.status) },
-    { title: "Health", cell: (d) => status(d.health) },
+    { title: "Health", cell: health },
     { title: "Running", cell: (d) => d.bundle_name ? [d.bundle_name, " ", h("b", null, d.bundle_version)] : h("span", { class: "muted" }, "nothing") },
     { title: "Config", cell: config },
     { title: "Heartbeat", cell: (d) => ago(d.last_heartbeat) },

@@ -78,7 +78,10 @@ export class Table<T> {
   private fill(tr: HTMLTableRowElement, item: T): void {
     const focused = tr.contains(document.activeElement) ? [...tr.querySelectorAll<HTMLElement>("a, button, summary")].indexOf(document.activeElement as HTMLElement) : -1;
     const open = tr.querySelector("details")?.open;
-    replace(tr, this.columns.map((c) => h("td", { "data-label": c.title, class: c.class }, c.cell(item))));
+    replace(tr, this.columns.map((c) => {
+      const cell = h("div", null, c.cell(item));
+      return h("td", { "data-label": c.title, class: cell.hasChildNodes() ? c.class : `${c.class ?? ""} blank` }, cell);
+    }));
     const details = tr.querySelector("details");
     if (details && open) details.open = true;
     if (focused >= 0) tr.querySelectorAll<HTMLElement>("a, button, summary")[focused]?.focus();

@@ -61,6 +61,12 @@ export function status(s: string): Child {
   return h("span", { class: `status ${tones[s] ?? "idle"}` }, words(s));
 }
 
+// health is only what a device last said: of one that is away it is grey.
+export function health(d: Device): Child {
+  if (d.health && d.status !== "online" && d.status !== "error") return h("span", { class: "status idle", title: "As last reported" }, d.health);
+  return status(d.health);
+}
+
 // config shows the desired version and, where it differs, the reported one.
 export function config(d: Device): Child {
   if (d.config_reported !== d.config_version) {
