@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-func ask(t *testing.T, method, path string, headers ...string) *http.Response {
+func ask(t *testing.T, method, path string, headers ...string) *httptest.ResponseRecorder {
 	t.Helper()
 	r := httptest.NewRequestWithContext(t.Context(), method, path, nil)
 	for i := 0; i+1 < len(headers); i += 2 {
@@ -16,23 +16,13 @@ func ask(t *testing.T, method, path string, headers ...string) *http.Response {
 	}
 	w := httptest.NewRecorder()
 	Handler().ServeHTTP(w, r)
-	return w.Result()
-}
-
-func body(t *testing.T, r *http.Response) string {
-	t.Helper()
-	var b strings.Builder
-	if err := r.Write(&b); err != nil {
-		t.Fatal(err)
-	}
-	_, text, _ := strings.Cut(b.String(), "\r\n\r\n")
-	return text
+	return w
 }
 
 func assets(t *testing.T) []string {
 	t.Helper()
 	var names []string
-	for _, m := range regexp.MustCompile(`(?:src|href)="([^"/]+)"`).FindAllStringSubmatch(body(t, ask(t, "GET", "/")), -1) {
+	for _, m := range regexp.MustCompile(`(?:src|href)="([^"/]+)"`).FindAllStringSubmatch(ask(t, "GET", "/").Body.String(), -1) {
 		names = append(names, "/"+m[1])
 	}
 	if len(names) != 3 {
@@ -45,12 +35,12 @@ func TestThePageIsServedAndAskedForAgainEachTime(t *testing.T) {
 	t.Parallel()
 	for _, path := range []string{"/", "/index.html"} {
 		r := ask(t, "GET", path)
-		if r.StatusCode != 200 || r.Header.Get("Content-Type") != "text/html; charset=utf-8" || r.Header.Get("Cache-Control") != "no-cache" {
-			t.Errorf("GET %s: %d, %v", path, r.StatusCode, r.Header)
+		if r.Code != http.StatusOK || r.Header().Get("Content-Type") != "text/html; charset=utf-8" || r.Header().Get("Cache-Control") != "no-cache" {
+			t.Errorf("GET %s: %d, %v", path, r.Code, r.Header())
 		}
-		again := ask(t, "GET", path, "If-None-Match", r.Header.Get("ETag"))
-		if again.StatusCode != http.StatusNotModified {
-			t.Errorf("GET %s with its ETag: %d, want 304", path, again.StatusCode)
+		again := ask(t, "GET", path, "If-None-Match", r.Header().Get("ETag"))
+		if again.Code != http.StatusNotModified {
+			t.Errorf("GET %s with its ETag: %d, want 304", path, again.Code)
 		}
 	}
 }
@@ -59,11 +49,11 @@ func TestEveryAssetOfThePageMayBeKeptForEver(t *testing.T) {
 	t.Parallel()
 	for _, path := range assets(t) {
 		r := ask(t, "GET", path)
-		if r.StatusCode != 200 || !strings.Contains(r.Header.Get("Cache-Control"), "immutable") || r.Header.Get("ETag") == "" {
-			t.Errorf("GET %s: %d, %v", path, r.StatusCode, r.Header)
+		if r.Code != http.StatusOK || !strings.Contains(r.Header().Get("Cache-Control"), "immutable") || r.Header().Get("ETag") == "" {
+			t.Errorf("GET %s: %d, %v", path, r.Code, r.Header())
 		}
-		if head := ask(t, "HEAD", path); head.StatusCode != 200 || head.Header.Get("Content-Length") == "" {
-			t.Errorf("HEAD %s: %d, %v", path, head.StatusCode, head.Header)
+		if head := ask(t, "HEAD", path); head.Code != http.StatusOK || head.Header().Get("Content-Length") == "" {
+			t.Errorf("HEAD %s: %d, %v", path, head.Code, head.Header())
 		}
 	}
 }
@@ -71,7 +61,7 @@ func TestEveryAssetOfThePageMayBeKeptForEver(t *testing.T) {
 func TestEveryAnswerCarriesThePolicy(t *testing.T) {
 	t.Parallel()
 	for _, path := range append(assets(t), "/", "/nothing") {
-		h := ask(t, "GET", path).Header
+		h := ask(t, "GET", path).Header()
 		csp := h.Get("Content-Security-Policy")
 		if !strings.HasPrefix(csp, "default-src 'none'; script-src 'self';") || strings.Contains(csp, "unsafe") || strings.Contains(csp, "*") {
 			t.Errorf("%s: policy %q", path, csp)
@@ -84,7 +74,7 @@ func TestEveryAnswerCarriesThePolicy(t *testing.T) {
 
 func TestThePageNeedsNothingThatThePolicyForbids(t *testing.T) {
 	t.Parallel()
-	page := body(t, ask(t, "GET", "/"))
+	page := ask(t, "GET", "/").Body.String()
 	for name, bad := range map[string]string{
 		"inline script": `<script[^>]*>[^<]`, "inline style": `<style|\sstyle=`, "listener attribute": `\son[a-z]+=`, "foreign origin": `https?://`,
 	} {
@@ -93,7 +83,7 @@ func TestThePageNeedsNothingThatThePolicyForbids(t *testing.T) {
 		}
 	}
 	for _, path := range assets(t) {
-		if text := body(t, ask(t, "GET", path)); strings.Contains(text, "innerHTML") || strings.Contains(text, "insertAdjacentHTML") || strings.Contains(text, "document.write") {
+		if text := ask(t, "GET", path).Body.String(); strings.Contains(text, "innerHTML") || strings.Contains(text, "insertAdjacentHTML") || strings.Contains(text, "document.write") {
 			t.Errorf("%s makes markup from strings", path)
 		}
 	}
@@ -102,8 +92,8 @@ func TestThePageNeedsNothingThatThePolicyForbids(t *testing.T) {
 func TestAnythingElseIsNotFoundAndNotKept(t *testing.T) {
 	t.Parallel()
 	for _, path := range []string{"/nothing", "/main.js", "/dist/index.html", "/favicon.ico", "/%2e%2e/console.go", "//index.html"} {
-		if r := ask(t, "GET", path); r.StatusCode != http.StatusNotFound || r.Header.Get("Cache-Control") != "no-store" {
-			t.Errorf("GET %s: %d, %v", path, r.StatusCode, r.Header)
+		if r := ask(t, "GET", path); r.Code != http.StatusNotFound || r.Header().Get("Cache-Control") != "no-store" {
+			t.Errorf("GET %s: %d, %v", path, r.Code, r.Header())
 		}
 	}
 }
@@ -111,8 +101,8 @@ func TestAnythingElseIsNotFoundAndNotKept(t *testing.T) {
 func TestFilesCanOnlyBeRead(t *testing.T) {
 	t.Parallel()
 	for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS"} {
-		if r := ask(t, method, "/"); r.StatusCode != http.StatusMethodNotAllowed || r.Header.Get("Allow") != "GET, HEAD" {
-			t.Errorf("%s /: %d, %v", method, r.StatusCode, r.Header)
+		if r := ask(t, method, "/"); r.Code != http.StatusMethodNotAllowed || r.Header().Get("Allow") != "GET, HEAD" {
+			t.Errorf("%s /: %d, %v", method, r.Code, r.Header())
 		}
 	}
 }
