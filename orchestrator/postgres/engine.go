@@ -77,7 +77,6 @@ type engineDeployment struct {
 	Cancel    bool                   `db:"cancel"`
 	Deadline  time.Time              `db:"deadline"`
 	CreatedAt time.Time              `db:"created_at"`
-	Total     int                    `db:"total"`
 }
 
 // Step plans one open deployment that needs it and applies the plan, in one
@@ -95,7 +94,7 @@ func (d *DB) Step(ctx context.Context, grace time.Duration, all bool, skip []str
 			return err
 		}
 		var p engineDeployment
-		err = tx.GetContext(ctx, &p, `SELECT d.id, d.kind, d.status, d.cancel, d.deadline, d.created_at, d.total FROM deployments d
+		err = tx.GetContext(ctx, &p, `SELECT d.id, d.kind, d.status, d.cancel, d.deadline, d.created_at FROM deployments d
 			WHERE d.status IN ('pending', 'awaiting_approval', 'in_progress', 'paused') AND d.id <> ALL($3) AND (d.dirty OR $2 OR $1 AND EXISTS (
 				SELECT 1 FROM deployment_targets t WHERE t.deployment_id = d.id AND t.deadline <= now()
 				AND t.state IN ('pending', 'offered', 'accepted', 'downloading', 'installing', 'verifying')))
@@ -148,7 +147,7 @@ func (d *DB) engineMark(ctx context.Context, ids []string) error {
 
 func engineLoad(ctx context.Context, tx *sqlx.Tx, p engineDeployment, clock engineClock, grace time.Duration) (fleet.RolloutState, error) {
 	s := fleet.RolloutState{
-		ID: p.ID, Status: p.Status, Cancel: p.Cancel, Now: clock.Now, Deadline: p.Deadline, Total: p.Total,
+		ID: p.ID, Status: p.Status, Cancel: p.Cancel, Now: clock.Now, Deadline: p.Deadline,
 		MayExpire: clock.mayExpire(grace), Final: map[fleet.TargetState]int{},
 	}
 	var counts []struct {
@@ -158,33 +157,21 @@ func engineLoad(ctx context.Context, tx *sqlx.Tx, p engineDeployment, clock engi
 	if err := tx.SelectContext(ctx, &counts, `SELECT state, count(*) AS n FROM deployment_targets WHERE deployment_id = $1 GROUP BY state`, p.ID); err != nil {
 		return s, translate(err, "count targets")
 	}
+	// Targets of deleted devices are gone: the rows count, not what once was.
+	s.Total = 0
+	open := 0
 	for _, c := range counts {
+		s.Total += c.N
 		if c.State.Final() {
 			s.Final[c.State] = c.N
+		} else {
+			open += c.N
 		}
 	}
-	var open []struct {
-		DeviceID  string            `db:"device_id"`
-		State     fleet.TargetState `db:"state"`
-		Deadline  time.Time         `db:"deadline"`
-		Sent      bool              `db:"sent"`
-		Cancelled bool              `db:"cancelled"`
-		Busy      bool              `db:"busy"`
-		Revoked   bool              `db:"revoked"`
+	if err := engineTargets(ctx, tx, p, &s); err != nil {
+		return s, err
 	}
-	if err := tx.SelectContext(ctx, &open, `SELECT t.device_id, t.state, t.deadline, COALESCE(c.sends, 0) > 0 AS sent, d.status = 'revoked' AS revoked,
-			$2 AND EXISTS (SELECT 1 FROM commands k WHERE k.device_id = t.device_id AND k.type = 'cancel' AND k.body->>'command' = t.command_id) AS cancelled,
-			t.state = 'pending' AND EXISTS (SELECT 1 FROM deployment_targets o WHERE o.device_id = t.device_id AND o.deployment_id <> t.deployment_id
-				AND o.state IN ('accepted', 'downloading', 'installing', 'verifying')) AS busy
-		FROM deployment_targets t JOIN devices d ON d.id = t.device_id LEFT JOIN commands c ON c.id = t.command_id
-		WHERE t.deployment_id = $1 AND t.state IN ('pending', 'offered', 'accepted', 'downloading', 'installing', 'verifying')
-		ORDER BY t.device_id`, p.ID, p.Cancel); err != nil {
-		return s, translate(err, "read open targets")
-	}
-	for _, t := range open {
-		s.Open = append(s.Open, fleet.RolloutTarget(t))
-	}
-	if len(open) > 0 {
+	if open > 0 {
 		return s, nil
 	}
 	failures := []fleet.RolloutFailure{}
@@ -195,6 +182,41 @@ func engineLoad(ctx context.Context, tx *sqlx.Tx, p engineDeployment, clock engi
 		s.Failure = &failures[0]
 	}
 	return s, translate(err, "read the first failure")
+}
+
+// engineTargetLimit bounds the targets that one step looks at; every one of
+// them gets its decision, so the next step sees others.
+const engineTargetLimit = 2000
+
+// engineTargets reads the targets that may need a decision: overdue ones, those
+// to cancel or to offer, those of revoked devices. The rest can only be waited
+// for, and of 9,000 that is nearly all.
+func engineTargets(ctx context.Context, tx *sqlx.Tx, p engineDeployment, s *fleet.RolloutState) error {
+	var rows []struct {
+		DeviceID  string            `db:"device_id"`
+		State     fleet.TargetState `db:"state"`
+		Deadline  time.Time         `db:"deadline"`
+		Sent      bool              `db:"sent"`
+		Cancelled bool              `db:"cancelled"`
+		Revoked   bool              `db:"revoked"`
+	}
+	offer := !p.Cancel && (p.Status == fleet.DeploymentPending || p.Status == fleet.DeploymentInProgress)
+	if err := tx.SelectContext(ctx, &rows, `SELECT * FROM (
+		SELECT t.device_id, t.state, t.deadline, d.status = 'revoked' AS revoked,
+			$2 AND EXISTS (SELECT 1 FROM commands c WHERE c.id = t.command_id AND c.sends > 0) AS sent,
+			$2 AND EXISTS (SELECT 1 FROM commands k WHERE k.device_id = t.device_id AND k.type = 'cancel' AND k.body->>'command' = t.command_id) AS cancelled
+		FROM deployment_targets t JOIN devices d ON d.id = t.device_id
+		WHERE t.deployment_id = $1 AND t.state IN ('pending', 'offered', 'accepted', 'downloading', 'installing', 'verifying')) o
+		WHERE $2 AND NOT cancelled OR $3 AND deadline <= now() OR revoked AND state IN ('pending', 'offered')
+			OR $4 AND state = 'pending' AND deadline > now() AND NOT EXISTS (SELECT 1 FROM deployment_targets w WHERE w.device_id = o.device_id
+				AND w.deployment_id <> $1 AND w.state IN ('accepted', 'downloading', 'installing', 'verifying'))
+		ORDER BY device_id LIMIT $5`, p.ID, p.Cancel, s.MayExpire, offer, engineTargetLimit); err != nil {
+		return translate(err, "read open targets")
+	}
+	for _, t := range rows {
+		s.Open = append(s.Open, fleet.RolloutTarget(t))
+	}
+	return nil
 }
 
 // end stores the counts that lists show, and whether to look again.

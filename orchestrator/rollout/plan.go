@@ -20,7 +20,7 @@ func Plan(s fleet.RolloutState) []fleet.Decision {
 	if s.Status.Final() {
 		return nil
 	}
-	if len(s.Open) == 0 {
+	if ended(s) == s.Total {
 		return []fleet.Decision{finish(s)}
 	}
 	var out []fleet.Decision
@@ -53,7 +53,7 @@ func (g *groups) sort(s fleet.RolloutState, t fleet.RolloutTarget) {
 		g.cancel = append(g.cancel, t.DeviceID)
 	case s.Cancel && !t.Cancelled:
 		g.ask = append(g.ask, t.DeviceID)
-	case !s.Cancel && t.State == fleet.TargetPending && !t.Busy && s.Status == fleet.DeploymentInProgress &&
+	case !s.Cancel && t.State == fleet.TargetPending && s.Status == fleet.DeploymentInProgress &&
 		t.Deadline.After(s.Now) && len(g.offer) < OfferLimit:
 		g.offer = append(g.offer, t.DeviceID)
 	}
@@ -76,6 +76,13 @@ func (g *groups) decisions(out []fleet.Decision) []fleet.Decision {
 		out = append(out, fleet.Decision{Action: fleet.RolloutOffer, Devices: g.offer})
 	}
 	return out
+}
+
+func ended(s fleet.RolloutState) (n int) {
+	for _, k := range s.Final {
+		n += k
+	}
+	return n
 }
 
 // finish ends a deployment whose targets have all ended.

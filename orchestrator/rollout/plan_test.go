@@ -15,13 +15,14 @@ type world struct {
 	state  fleet.RolloutState
 	all    map[string]*fleet.RolloutTarget
 	finals map[string]int // how often each target became final
+	busy   map[string]bool
 }
 
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func newWorld(t *rapid.T) *world {
 	n := rapid.IntRange(1, 8).Draw(t, "targets")
-	w := &world{all: map[string]*fleet.RolloutTarget{}, finals: map[string]int{}}
+	w := &world{all: map[string]*fleet.RolloutTarget{}, finals: map[string]int{}, busy: map[string]bool{}}
 	w.state = fleet.RolloutState{ID: "dep", Status: fleet.DeploymentPending, Now: epoch, Deadline: epoch.Add(time.Hour), Total: n}
 	for i := range n {
 		id := fmt.Sprintf("d%d", i)
@@ -37,7 +38,10 @@ func (w *world) look() fleet.RolloutState {
 	for i := range s.Total {
 		t := w.all[fmt.Sprintf("d%d", i)]
 		if !t.State.Final() {
-			s.Open = append(s.Open, *t)
+			// The store leaves out what can only be waited for, or some of it.
+			if t.State != fleet.TargetPending || !w.busy[t.DeviceID] || s.Cancel || !t.Deadline.After(s.Now) {
+				s.Open = append(s.Open, *t)
+			}
 			continue
 		}
 		s.Final[t.State]++
@@ -70,7 +74,7 @@ func (w *world) apply(t *rapid.T, d fleet.Decision) {
 		target := w.all[id]
 		switch d.Action {
 		case fleet.RolloutOffer:
-			if w.state.Cancel || target.Busy || target.Revoked {
+			if w.state.Cancel || w.busy[id] || target.Revoked {
 				t.Fatalf("%s is offered in %+v", id, w.state)
 			}
 			w.become(t, target, fleet.TargetOffered)
@@ -147,7 +151,7 @@ func (w *world) event(t *rapid.T) {
 	case 5:
 		w.state.Cancel = w.state.Cancel || rapid.IntRange(0, 3).Draw(t, "cancel") == 0 && !w.state.Status.Final()
 	case 6:
-		target.Busy = rapid.Bool().Draw(t, "busy") && target.State == fleet.TargetPending
+		w.busy[target.DeviceID] = rapid.Bool().Draw(t, "busy")
 	case 7:
 		w.state.MayExpire = rapid.Bool().Draw(t, "may expire")
 		target.Revoked = target.Revoked || rapid.IntRange(0, 9).Draw(t, "revoked") == 0

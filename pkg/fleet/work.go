@@ -56,7 +56,8 @@ type DeployBody struct {
 }
 
 // RolloutState is everything that planning one deployment looks at. Times are
-// the database's.
+// the database's. Targets that can only be waited for need not be in Open: those
+// of devices at work on another deployment never are.
 type RolloutState struct {
 	ID        string
 	Status    DeploymentStatus
@@ -67,7 +68,7 @@ type RolloutState struct {
 	Total     int
 	Final     map[TargetState]int // ended targets
 	Failure   *RolloutFailure     // the first target that ended otherwise than in success
-	Open      []RolloutTarget     // targets that have not ended, by device id
+	Open      []RolloutTarget     // targets that may need a decision now, by device id
 }
 
 // RolloutFailure is how the first unsuccessful target ended, in the device's
@@ -85,7 +86,6 @@ type RolloutTarget struct {
 	Deadline  time.Time
 	Sent      bool // its command went out at least once
 	Cancelled bool // a cancel command for it exists
-	Busy      bool // the device works on another deployment
 	Revoked   bool // the device's key was revoked
 }
 
