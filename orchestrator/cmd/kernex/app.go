@@ -129,19 +129,25 @@ func (a *app) complain(err error) {
 
 func explain(err error) string {
 	var e *fleet.Error
-	switch {
-	case errors.Is(err, context.Canceled):
+	if errors.Is(err, context.Canceled) {
 		return "interrupted"
-	case errors.Is(err, client.ErrUnreachable) && errors.As(err, &e):
-		return e.Message + "; is `kernex up` running? Set --url or KERNEX_URL"
-	case !errors.As(err, &e):
-		return err.Error()
-	case e.Code == fleet.CodeUnauthorized:
-		return e.Message + "; set --token, --token-file or KERNEX_TOKEN (`kernex up` writes the first token to DIR/admin.token)"
-	case e.Code == fleet.CodeForbidden:
-		return e.Message + "; use a token that may (kernex token list, as an admin)"
 	}
-	return e.Message
+	if !errors.As(err, &e) {
+		return err.Error()
+	}
+	// What was put in front of e stays; e's own code and cause are for logs.
+	doing, found := strings.CutSuffix(err.Error(), e.Error())
+	if !found {
+		doing = ""
+	}
+	s := doing + e.Message
+	switch {
+	case errors.Is(err, client.ErrUnreachable):
+		s += "; is `kernex up` running? Set --url or KERNEX_URL"
+	case e.Code == fleet.CodeUnauthorized:
+		s += "; set --token, --token-file or KERNEX_TOKEN (`kernex up` writes the first token to DIR/admin.token)"
+	}
+	return s
 }
 
 // printable makes text that a device or a server chose safe on a terminal and
