@@ -124,15 +124,15 @@ func (a *Agent) open(files *durable.FS) (err error) {
 	return err
 }
 
-// now is this device's best guess at the time for certificates: never before
-// the program was built.
+// now is the time for checking certificates: never before this program was
+// built, nor before the last signed command was. The server's time, which nobody
+// signs, has no say in it.
 func (a *Agent) now() time.Time {
 	now := time.Now()
-	if l := a.link.Load(); l != nil {
-		now = now.Add(l.Skew())
-	}
-	if now.Before(buildTime) {
-		return buildTime
+	for _, floor := range []time.Time{buildTime, time.Unix(a.machine.Report().IssuedAt, 0)} {
+		if now.Before(floor) {
+			now = floor
+		}
 	}
 	return now
 }

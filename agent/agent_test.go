@@ -25,7 +25,13 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == run.ShimCommand {
 		os.Exit(run.Shim(os.Args[2:]))
 	}
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if built.Load() {
+			path, _ := binary() // for its folder; an error was reported
+			_ = os.RemoveAll(filepath.Dir(path))
+		}
+		os.Exit(code)
+	}))
 }
 
 // device is one agent in this process.

@@ -357,3 +357,14 @@ func (o *orchestrator) pack(version, manifest string, files map[string]string) p
 	ref.URL, ref.URLExpiresAt = o.archives.URL+"/"+ref.Checksum, time.Now().Add(time.Minute).Unix()
 	return ref
 }
+
+// stuck serves the start of an archive and then nothing.
+func stuck(begun chan<- struct{}, start []byte) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "1000000")
+		_, _ = w.Write(start)
+		w.(http.Flusher).Flush()
+		close(begun)
+		<-r.Context().Done()
+	}
+}

@@ -31,10 +31,10 @@ type Endpoint struct {
 }
 
 // Enroll registers the device until the orchestrator has answered: with an
-// identity, which may still be pending, or with a refusal that trying again does
-// not cure (fleet.CodeInvalid, CodeUnsupported). Other refusals may be cured by
-// an operator and are tried again, like failures of the network. Repeating is
-// safe: the same key always gets the same id.
+// identity, which may still be pending, or with the refusal that nothing cures:
+// the type of the key (fleet.CodeUnsupported). Other refusals may be cured by an
+// operator and are tried again, like failures of the network, only less often.
+// Repeating is safe: the same key always gets the same id.
 func (e Endpoint) Enroll(ctx context.Context, key identity.PrivateKey, req protocol.EnrollRequest) (protocol.EnrollReply, error) {
 	var wait backoff
 	for {
@@ -45,9 +45,9 @@ func (e Endpoint) Enroll(ctx context.Context, key identity.PrivateKey, req proto
 			return reply, nil
 		case ctx.Err() != nil:
 			return reply, ctx.Err()
-		case code == fleet.CodeInvalid || code == fleet.CodeUnsupported:
+		case code == fleet.CodeUnsupported:
 			return reply, err
-		case code == fleet.CodeUnauthorized || code == fleet.CodeForbidden:
+		case code == fleet.CodeUnauthorized || code == fleet.CodeForbidden || code == fleet.CodeInvalid:
 			limit = maxWaitAuth
 		}
 		d := wait.next(limit)

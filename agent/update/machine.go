@@ -317,6 +317,7 @@ type Summary struct {
 	LastCommand string // accepted or ended last
 	LastState   fleet.TargetState
 	HighestSeq  int64
+	IssuedAt    int64  // Unix seconds of the latest verified command: the time has passed that
 	Broken      string // why the device is inconsistent; "" is sound
 }
 
@@ -326,7 +327,7 @@ func (m *Machine) Report() Summary {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	b := &m.ledger.book
-	s := Summary{Active: b.Active, HighestSeq: b.HighestSeq, Broken: b.Broken}
+	s := Summary{Active: b.Active, HighestSeq: b.HighestSeq, IssuedAt: b.IssuedAt, Broken: b.Broken}
 	switch {
 	case b.Op != nil:
 		s.LastCommand, s.LastState = b.Op.Command.ID, fleet.TargetAccepted

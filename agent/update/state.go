@@ -118,12 +118,11 @@ func Next(r Record) Action {
 		}
 	case Check:
 		if worn || r.Checks >= maxChecks {
-			return Return
+			action = Return
 		}
-	case Return:
-		if r.Returns >= maxReturns {
-			return GiveUp
-		}
+	}
+	if action == Return && r.Returns >= maxReturns {
+		return GiveUp
 	}
 	return action
 }
