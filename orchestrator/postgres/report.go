@@ -143,7 +143,7 @@ func beatsSample(ctx context.Context, tx *sqlx.Tx, rows []beatRow) (err error) {
 	if err := tx.GetContext(ctx, &at, `SELECT now()`); err != nil {
 		return translate(err, "read the clock")
 	}
-	stmt, err := tx.PrepareContext(ctx, pq.CopyIn("heartbeats", "device_id", "at", "status", "uptime_s", "cpu_pct", "memory_mb", "disk_pct"))
+	stmt, err := tx.PrepareContext(ctx, `COPY heartbeats (device_id, at, status, uptime_s, cpu_pct, memory_mb, disk_pct) FROM STDIN`)
 	if err != nil {
 		return translate(err, "begin to copy heartbeats")
 	}
