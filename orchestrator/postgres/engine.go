@@ -86,9 +86,9 @@ type engineDeployment struct {
 // id, "" if there was none, also with an error. A deployment whose plan changed
 // something stays marked, so that the next step looks at the result.
 func (d *DB) Step(ctx context.Context, grace time.Duration, all bool, skip []string, plan func(fleet.RolloutState) []fleet.Decision) (id string, changed bool, err error) {
-	var superseded []string
+	var others []string
 	err = d.tx(ctx, func(tx *sqlx.Tx) error {
-		id, changed, superseded = "", false, nil
+		id, changed, others = "", false, nil
 		clock, err := engineNow(ctx, tx)
 		if err != nil {
 			return err
@@ -116,13 +116,13 @@ func (d *DB) Step(ctx context.Context, grace time.Duration, all bool, skip []str
 				return fmt.Errorf("%s in deployment %s: %w", dec.Action, p.ID, err)
 			}
 		}
-		superseded, changed = a.superseded, a.changed
+		others, changed = a.others, a.changed
 		return a.end(ctx)
 	})
-	if err != nil || len(superseded) == 0 {
+	if err != nil || len(others) == 0 {
 		return id, changed, err
 	}
-	return id, changed, d.engineMark(ctx, superseded)
+	return id, changed, d.engineMark(ctx, others)
 }
 
 // orNone keeps an empty array from being NULL, with which nothing compares.
@@ -133,7 +133,7 @@ func orNone(list []string) []string {
 	return list
 }
 
-// engineMark marks deployments whose targets another deployment ended. It is a
+// engineMark marks deployments that a step of another one has changed or freed. It is a
 // transaction of its own, because it waits for rows of other deployments; if it
 // is lost, the engine's regular look at all of them finds out.
 func (d *DB) engineMark(ctx context.Context, ids []string) error {

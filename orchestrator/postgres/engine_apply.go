@@ -22,7 +22,7 @@ type applier struct {
 	tx         *sqlx.Tx
 	deployment engineDeployment
 	events     reportEvents
-	superseded []string // other deployments that lost targets
+	others     []string // other deployments that lost a target or may go on
 	changed    bool
 	again      bool // something was skipped because someone else is at it
 }
@@ -115,7 +115,7 @@ func (a *applier) supersede(ctx context.Context, devices []string) error {
 		return nil
 	}
 	for _, r := range rows {
-		a.superseded = append(a.superseded, r.DeploymentID)
+		a.others = append(a.others, r.DeploymentID)
 	}
 	return a.finishTargets(ctx, rows, fleet.TargetSuperseded, string(fleet.CodeSuperseded), "deployment "+a.deployment.ID+" took its place")
 }
@@ -193,7 +193,17 @@ func (a *applier) finishTargets(ctx context.Context, rows []endedRow, to fleet.T
 		INSERT INTO device_bundle_history (device_id, bundle_id, deployment_id, status, error, duration_s)
 		SELECT device_id, bundle_id, deployment_id, 'failed', error_message, duration_ms / 1000.0 FROM ended WHERE state = 'timed_out'
 		ON CONFLICT (deployment_id, device_id, late) DO NOTHING`, deployment, device, to, code, message)
-	return translate(err, "end targets")
+	if err != nil || to != fleet.TargetTimedOut {
+		return translate(err, "end targets")
+	}
+	// Their devices are free for whatever waits for them.
+	var waiting []string
+	if err := a.tx.SelectContext(ctx, &waiting, `SELECT DISTINCT deployment_id FROM deployment_targets WHERE device_id = ANY($1) AND state = 'pending' AND deployment_id <> $2`,
+		device, a.deployment.ID); err != nil {
+		return translate(err, "find waiting deployments")
+	}
+	a.others = append(a.others, waiting...)
+	return nil
 }
 
 // askCancel sends a cancel command for targets that the device may have.

@@ -226,3 +226,21 @@ func TestNewerDeploymentSupersedesWhatADeviceHasNotAccepted(t *testing.T) {
 		t.Fatalf("old deployment is %s", got.Status)
 	}
 }
+
+func TestTargetThatTimesOutFreesItsDevice(t *testing.T) {
+	t.Parallel()
+	s := looptest.Open(t)
+	a := s.Online()
+	old, cmds := offered(t, s, s.Bundle("edge", "1.0.0"), a)
+	s.Report(a, protocol.Result{Command: cmds[a].ID, State: fleet.TargetInstalling})
+	newer := s.Deploy(s.Bundle("edge", "1.1.0"), a)
+	step(t, s, 0)
+	if got := s.Targets(newer)[a].State; got != fleet.TargetPending {
+		t.Fatalf("target is %s while the device is at work", got)
+	}
+	run(t, s, `UPDATE deployment_targets SET deadline = now() - interval '1 second' WHERE deployment_id = $1`, old)
+	step(t, s, 0)
+	if got := s.Targets(newer)[a].State; got != fleet.TargetOffered {
+		t.Fatalf("target is %s although the device is free", got)
+	}
+}

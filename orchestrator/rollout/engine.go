@@ -100,12 +100,12 @@ func (e *Engine) Run(ctx context.Context) error {
 // runOnce steps deployments until none needs it; with all set it looks at every
 // open one. A deployment that cannot be stepped does not hold up the others.
 func (e *Engine) runOnce(ctx context.Context, all bool) error {
-	if err := e.tick(ctx); err != nil {
-		return err
-	}
 	var done []string
 	var first error
 	for ctx.Err() == nil {
+		if err := e.tick(ctx); err != nil {
+			return err
+		}
 		id, changed, err := e.cfg.Store.Step(ctx, e.cfg.Grace, all, done, Plan)
 		if err != nil && first == nil {
 			first = err
