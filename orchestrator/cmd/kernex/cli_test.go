@@ -13,6 +13,7 @@ import (
 
 	"github.com/kernexhq/kernex/pkg/bundle"
 	"github.com/kernexhq/kernex/pkg/fleet"
+	"github.com/kernexhq/kernex/pkg/protocol"
 )
 
 func runWith(t *testing.T, vars map[string]string, args ...string) (code int, stdout, stderr string) {
@@ -191,5 +192,16 @@ func TestTextOfOthersIsHarmlessOnATerminal(t *testing.T) {
 	t.Parallel()
 	if got := printable(" a\x1b[2J\x07b\nc\u009b1md\u2028e "); got != "a [2J b c 1md e" {
 		t.Errorf("%q", got)
+	}
+}
+
+func TestAnEventIsOneShortLine(t *testing.T) {
+	t.Parallel()
+	line := eventLine(protocol.CloudEvent{
+		Type: "kernex.bundle.uploaded", Subject: "bun-1", Time: time.Now(),
+		Data: json.RawMessage(`{"size":1721,"release":"` + strings.Repeat("ab", 32) + `","at":"2026-11-24T23:51:02Z","rollout":{"x":1},"id":"bun-1","error":"line\n\u001b[31mtwo"}`),
+	})
+	if want := "  bundle.uploaded     bun-1  error=line  [31mtwo  release=abababababab  size=1721"; !strings.HasSuffix(line, want) {
+		t.Errorf("%q, want %q at its end", line, want)
 	}
 }

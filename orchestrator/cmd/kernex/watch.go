@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"sort"
 	"strings"
 	"time"
@@ -44,30 +45,34 @@ func (c *watchCmd) Run(ctx context.Context, a *app) error {
 	return err
 }
 
-// eventLine is an event for people: local time, what, about what, and its data
-// in short.
+// eventLine is an event for people: local time, what, about what, and the
+// simple values of its data. Times and nested values are left to -o json.
 func eventLine(e protocol.CloudEvent) string {
-	line := fmt.Sprintf("%s  %-20s %s", e.Time.Local().Format("15:04:05"), strings.TrimPrefix(e.Type, "kernex."), e.Subject)
+	line := fmt.Sprintf("%s  %-18s  %s", e.Time.Local().Format("15:04:05"), strings.TrimPrefix(e.Type, "kernex."), e.Subject)
 	var data map[string]any
-	if json.Unmarshal(e.Data, &data) == nil {
-		keys := make([]string, 0, len(data))
-		for k, v := range data {
-			if v != nil && v != "" && v != e.Subject {
-				keys = append(keys, k)
+	if json.Unmarshal(e.Data, &data) != nil {
+		return printable(line)
+	}
+	keys := make([]string, 0, len(data))
+	for k := range data {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	for _, k := range keys {
+		switch v := data[k].(type) {
+		case string:
+			if _, err := time.Parse(time.RFC3339, v); err == nil || v == "" || v == e.Subject {
+				continue
 			}
-		}
-		sort.Strings(keys)
-		for _, k := range keys {
-			v := data[k]
-			if _, text := v.(string); !text {
-				b, err := json.Marshal(v)
-				if err != nil {
-					continue
-				}
-				v = string(b)
+			if digest.MatchString(v) {
+				v = shortDigest(v)
 			}
-			line += fmt.Sprintf("  %s=%s", k, clip(fmt.Sprint(v), 100))
+			line += fmt.Sprintf("  %s=%s", k, clip(v, 100))
+		case float64, bool:
+			line += fmt.Sprintf("  %s=%v", k, v)
 		}
 	}
 	return printable(line)
 }
+
+var digest = regexp.MustCompile(`^[0-9a-f]{64}$`)
