@@ -87,6 +87,25 @@ func TestAMonitorGetsTheLastStateOfEveryDeviceAndThenTheChanges(t *testing.T) {
 	}
 }
 
+func TestMonitorsWithoutAClientIDDoNotDisturbEachOther(t *testing.T) {
+	t.Parallel()
+	s := brokertest.Start(t, logins, new(brokertest.Inbox))
+	a, b := monitor(t, s, ""), monitor(t, s, "")
+	for _, m := range []*raw{a, b} {
+		if code := m.suback(topics.FleetFilter()); code != 1 {
+			t.Fatalf("SUBACK %#x", code)
+		}
+	}
+	if err := s.Publish(testContext(t), topics.FleetSummary(), []byte("{}"), 0, false); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*raw{a, b} {
+		if topic, _, _ := m.message(); topic != topics.FleetSummary() {
+			t.Errorf("a monitor got %s", topic)
+		}
+	}
+}
+
 func TestAMonitorPublishesNothing(t *testing.T) {
 	t.Parallel()
 	in := new(brokertest.Inbox)

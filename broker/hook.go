@@ -86,7 +86,11 @@ func (h *hook) OnConnectAuthenticate(cl *mqtt.Client, pk packets.Packet) bool {
 		_ = h.refuseLogin(cl, l.Username, why, code, err) // the client has its CONNACK; false alone would send 5
 		return false
 	}
-	s := newSession(cl, c, g, l.ClientID)
+	name := l.ClientID
+	if name == "" { // a monitor's: mochi has made one
+		name = cl.ID
+	}
+	s := newSession(cl, c, g, name)
 	if !h.b.enter(s) {
 		_ = h.refuseLogin(cl, l.Username, reasonTakeover, packets.ErrServerUnavailable, fleet.Errorf(fleet.CodeUnavailable, "the client's old connection does not end"))
 		return false

@@ -66,7 +66,10 @@ func checkClientID(username, clientID string) error {
 	case RoleClock:
 		rest, found := strings.CutPrefix(clientID, clockPrefix)
 		ok = found && fleet.ValidDeviceID(rest)
-	case RoleService, RoleMonitor:
+	case RoleMonitor:
+		// None is fine: tools such as mosquitto_sub leave it to the broker.
+		ok = clientID == "" || validToolID(clientID)
+	case RoleService:
 		ok = validToolID(clientID)
 	default:
 		ok = fleet.ValidDeviceID(username) && username == clientID

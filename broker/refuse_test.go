@@ -36,7 +36,7 @@ func TestBadLoginsAreRefused(t *testing.T) {
 		"client id #":              {hello{id: "#", username: "#", password: "device"}, 2},
 		"client id a/b":            {hello{id: "a/b", username: "a/b", password: "device"}, 2},
 		"monitor with #":           {hello{id: "x#", username: "monitor", password: "monitor"}, 2},
-		"monitor empty":            {hello{username: "monitor", password: "monitor"}, 2},
+		"service empty":            {hello{username: "service", password: "service"}, 2},
 		"device as monitor":        {hello{id: "x", username: "monitor", password: "device"}, 5},
 		"monitor as service":       {hello{id: "x", username: "service", password: "monitor"}, 5},
 		"monitor as device":        {hello{id: dev, username: dev, password: "monitor"}, 5},
