@@ -66,7 +66,9 @@ func TestProgressOnATerminalIsOneBlockDrawnOver(t *testing.T) {
 	go func() {
 		code <- w.start(t.Context(), tty, &errs, "deploy", "--bundle", "vision", "--version", "1.0.0", "--selector", "")
 	}()
-	w.eventually("the installing step", func() bool { return strings.Contains(screen.String(), id+"  installing") })
+	w.eventually("the installing step", func() bool { // the device's line and the counts are two answers of the API
+		return strings.Contains(screen.String(), id+"  installing") && strings.Contains(screen.String(), "1 installing")
+	})
 	w.receive(id, protocol.KindResult, protocol.Result{
 		Command: <-commands, Attempt: 1, State: fleet.TargetRolledBack, Error: &protocol.ErrorDetail{Code: fleet.CodeHealth, Message: "port 9100 is closed"},
 	})
