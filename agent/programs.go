@@ -148,7 +148,7 @@ func (p *programs) Health(ctx context.Context, r update.Release) update.Outcome 
 	v := check.Run(ctx)
 	out := update.Outcome{Err: v.Err, Output: v.Output}
 	if st := p.supervisor.Status(); v.Err != nil && st.Output != "" {
-		out.Output += "\n" + st.Output
+		out.Output = strings.TrimSpace(out.Output) + "\n" + st.Output
 	}
 	return out
 }

@@ -14,7 +14,7 @@ import (
 // Sample is the host at one moment.
 type Sample struct {
 	UptimeS  int64
-	CPUPct   float64 // of all cores, since the sample before; since boot in the first
+	CPUPct   float64 // of all cores, since a sample at least half a second before; since boot in the first
 	MemoryMB float64 // in use, without caches that can be dropped
 	MemPct   float64
 	DiskPct  float64 // of the file system that holds the state directory, as df shows it
@@ -26,8 +26,13 @@ type Host struct {
 	dir string
 
 	mu         sync.Mutex
-	busy, idle uint64 // of the sample before
+	busy, idle uint64 // when pct was measured
+	pct        float64
 }
+
+// minTicks is the shortest time, in the kernel's hundredths of a second summed
+// over all cores, that CPU use is measured over: a few milliseconds say nothing.
+const minTicks = 50
 
 // NewHost returns a Host that reports the disk that holds dir.
 func NewHost(dir string) *Host { return &Host{dir: dir} }
@@ -77,10 +82,11 @@ func (h *Host) cpu(s *Sample) error {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if b, i := busy-min(h.busy, busy), idle-min(h.idle, idle); b+i > 0 {
-		s.CPUPct = 100 * float64(b) / float64(b+i)
+	if b, i := busy-min(h.busy, busy), idle-min(h.idle, idle); b+i >= minTicks {
+		h.pct = 100 * float64(b) / float64(b+i)
+		h.busy, h.idle = busy, idle
 	}
-	h.busy, h.idle = busy, idle
+	s.CPUPct = h.pct
 	return nil
 }
 

@@ -3,6 +3,7 @@ package update
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kernexhq/kernex/pkg/bundle"
@@ -106,6 +107,7 @@ func (m *Machine) back(r Record, out Outcome) error {
 }
 
 func joinOutput(a, b string) string {
+	a, b = strings.TrimSpace(a), strings.TrimSpace(b)
 	switch {
 	case a == b || b == "":
 		b = a
