@@ -16,7 +16,8 @@ import (
 const MaxSize = 64 << 10
 
 // Read returns the file's content without surrounding white space. A file that
-// its group or others may read is refused by name, as is an empty one.
+// its group or others may read is refused by name, as is an empty one; only a
+// credential that systemd hands over may have mode 0440.
 func Read(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -29,7 +30,7 @@ func Read(path string) (string, error) {
 		return "", fmt.Errorf("read mode of secret file %s: %w", path, err)
 	case !info.Mode().IsRegular() || info.Size() > MaxSize:
 		return "", fmt.Errorf("secret file %s is not a regular file of at most %d bytes", path, MaxSize)
-	case info.Mode().Perm()&0o077 != 0:
+	case info.Mode().Perm()&foreign(path) != 0:
 		return "", fmt.Errorf("secret file %s has mode %04o, others can read it; run: chmod 600 %s", path, info.Mode().Perm(), path)
 	}
 	b := make([]byte, info.Size())
@@ -42,6 +43,16 @@ func Read(path string) (string, error) {
 		return "", fmt.Errorf("secret file %s is empty", path)
 	}
 	return s, nil
+}
+
+// foreign is the permissions that a secret file must not have. systemd gives the
+// files below $CREDENTIALS_DIRECTORY to a service's user by an access list, whose
+// mask shows as the group's right to read; nobody else reaches that folder.
+func foreign(path string) fs.FileMode {
+	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" && filepath.Dir(path) == filepath.Clean(dir) {
+		return 0o037
+	}
+	return 0o077
 }
 
 // Write makes the file with the secret and a newline, mode 0600, durably: after

@@ -51,3 +51,29 @@ func TestAnOpenEmptyOrOddSecretFileIsRefusedByName(t *testing.T) {
 		}
 	}
 }
+
+func TestACredentialOfSystemdMayShowItsAccessListAsGroupRead(t *testing.T) { //nolint:paralleltest // sets the environment
+	dir := t.TempDir()
+	t.Setenv("CREDENTIALS_DIRECTORY", dir)
+	inside, outside := filepath.Join(dir, "key"), filepath.Join(t.TempDir(), "key")
+	for _, path := range []string{inside, outside} {
+		if err := os.WriteFile(path, []byte("s3cret"), 0o440); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, 0o440); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := Read(inside); err != nil || got != "s3cret" {
+		t.Errorf("a credential of mode 0440: %q, %v", got, err)
+	}
+	if _, err := Read(outside); err == nil {
+		t.Error("another file of mode 0440 is read")
+	}
+	if err := os.Chmod(inside, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Read(inside); err == nil {
+		t.Error("a credential that everybody may read is read")
+	}
+}
