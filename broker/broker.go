@@ -22,9 +22,14 @@ import (
 type Config struct {
 	Addr       string      // host:port to listen on; port 0 picks a free one
 	TLS        *tls.Config // nil: plain TCP; at least TLS 1.2 is asked for
+	Also       []Listen    // further addresses; Addr may then be ""
 	Topics     protocol.Topics
 	Logger     zerolog.Logger
 	Registerer prometheus.Registerer // nil: no metrics are registered
+	// OnKick, if set, is called with the id of a device or an API token before
+	// its connections are ended; it must not block. An Authorizer that remembers
+	// answers forgets those.
+	OnKick func(id string)
 
 	ConnectTimeout time.Duration // from accept to the end of CONNECT; default 5 s
 	WriteTimeout   time.Duration // for what waits on a peer that does not read, then the connection is closed; default 5 s
@@ -34,6 +39,12 @@ type Config struct {
 	MaxWaiting     int           // sockets before CONNECT from one address; default 1,000
 	EnrollRate     float64       // enroll and clock logins a second from one address; default 10
 	EnrollBurst    int           // as many at once; default 100: a site behind one NAT is normal
+}
+
+// Listen is one address that a broker listens on.
+type Listen struct {
+	Addr string      // host:port; port 0 picks a free one
+	TLS  *tls.Config // nil: plain TCP
 }
 
 func (c *Config) setDefaults() {
@@ -48,10 +59,22 @@ func (c *Config) setDefaults() {
 	if c.Topics.Root == "" {
 		c.Topics = protocol.NewTopics("")
 	}
-	if c.TLS != nil {
-		c.TLS = c.TLS.Clone()
-		c.TLS.MinVersion = max(c.TLS.MinVersion, tls.VersionTLS12)
+}
+
+// listens are all addresses, the first one first.
+func (c *Config) listens() []Listen {
+	var all []Listen
+	if c.Addr != "" || len(c.Also) == 0 {
+		all = append(all, Listen{Addr: c.Addr, TLS: c.TLS})
 	}
+	all = append(all, c.Also...)
+	for i := range all {
+		if t := all[i].TLS; t != nil {
+			all[i].TLS = t.Clone()
+			all[i].TLS.MinVersion = max(t.MinVersion, tls.VersionTLS12)
+		}
+	}
+	return all
 }
 
 func setDefault[T int | float64 | time.Duration](v *T, def T) {
@@ -60,7 +83,7 @@ func setDefault[T int | float64 | time.Duration](v *T, def T) {
 	}
 }
 
-// Broker is an MQTT broker that listens on one address.
+// Broker is an MQTT broker.
 type Broker struct {
 	cfg      Config
 	log      zerolog.Logger
@@ -80,14 +103,14 @@ type Broker struct {
 	ingest Ingest
 }
 
-// New listens on the configured address; connections wait in the kernel's
+// New listens on the configured addresses; connections wait in the kernel's
 // backlog until Serve. Serve must be called, if only with a context that has
-// ended, to let go of the address.
+// ended, to let go of the addresses.
 func New(cfg Config) (*Broker, error) {
 	cfg.setDefaults()
-	in, err := net.Listen("tcp", cfg.Addr)
+	ins, err := listen(cfg.listens())
 	if err != nil {
-		return nil, fleet.Wrap(fleet.CodeUnavailable, err, "the broker cannot listen on "+cfg.Addr)
+		return nil, err
 	}
 	b := &Broker{
 		cfg:      cfg,
@@ -97,7 +120,7 @@ func New(cfg Config) (*Broker, error) {
 		stopping: make(chan struct{}),
 	}
 	b.enrolls = newRateByAddr(cfg.EnrollRate, cfg.EnrollBurst)
-	b.listener = newListener(b, in)
+	b.listener = newListener(b, ins)
 	b.server = mqtt.New(options(cfg))
 	b.states = newFleetStates(b)
 	b.metrics = newMetrics(b)
@@ -109,7 +132,9 @@ func New(cfg Config) (*Broker, error) {
 		err = b.metrics.register(cfg.Registerer)
 	}
 	if err != nil {
-		_ = in.Close()
+		for _, in := range ins {
+			_ = in.Close()
+		}
 		return nil, fleet.Errorf(fleet.CodeInternal, "set up the broker: %w", err)
 	}
 	return b, nil
@@ -150,8 +175,17 @@ func mochiLog(l zerolog.Logger) zerolog.Logger {
 	return l
 }
 
-// Addr is the address that the broker listens on.
-func (b *Broker) Addr() net.Addr { return b.listener.in.Addr() }
+// Addr is the first address that the broker listens on.
+func (b *Broker) Addr() net.Addr { return b.listener.ins[0].Addr() }
+
+// Addrs are all of them, in the order of the configuration.
+func (b *Broker) Addrs() []net.Addr {
+	var all []net.Addr
+	for _, in := range b.listener.ins {
+		all = append(all, in.Addr())
+	}
+	return all
+}
 
 // Serve accepts connections until ctx ends, then closes every connection,
 // waits for all of them and returns nil. With an ingest, what devices publish
@@ -167,7 +201,9 @@ func (b *Broker) Serve(ctx context.Context, auth Authorizer, in Ingest) error {
 		if err := b.server.Serve(); err != nil {
 			return fleet.Errorf(fleet.CodeInternal, "start the broker: %w", err)
 		}
-		b.log.Info().Stringer("addr", b.Addr()).Bool("tls", b.cfg.TLS != nil).Msg("broker listening")
+		for _, in := range b.listener.ins {
+			b.log.Info().Stringer("addr", in.Addr()).Bool("tls", in.tls != nil).Msg("broker listening")
+		}
 		<-ctx.Done()
 	}
 	close(b.stopping)
@@ -208,12 +244,18 @@ func (b *Broker) Publish(ctx context.Context, topic string, payload []byte, qos 
 	return nil
 }
 
-// Kick closes a device's connection, if it has one. Its will is delivered.
-func (b *Broker) Kick(deviceID string) {
-	if s := b.sessions.get(deviceID); s != nil && s.grant.Role == RoleDevice {
+// Kick closes the connections of a device or of an API token. A device's will
+// is delivered.
+func (b *Broker) Kick(id string) {
+	if b.cfg.OnKick != nil {
+		b.cfg.OnKick(id)
+	}
+	if s := b.sessions.get(id); s != nil && s.grant.Role == RoleDevice {
 		b.metrics.refuse(reasonKicked)
 		s.cl.Stop(packets.ErrAdministrativeAction)
+		return
 	}
+	b.Sweep(func(g Grant) bool { return g.Role == RoleDevice || g.ID != id })
 }
 
 // Sweep closes every connection of a device, service or monitor whose grant is

@@ -103,7 +103,7 @@ func TestAcceptingGoesOnWhenThereAreDescriptorsAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.listener.in = &exhausted{Listener: b.listener.in, left: 3}
+	b.listener.ins[0].Listener = &exhausted{Listener: b.listener.ins[0].Listener, left: 3}
 	serve(t, b)
 	c, err := net.Dial("tcp", b.Addr().String())
 	if err != nil {

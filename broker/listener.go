@@ -11,47 +11,78 @@ import (
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/listeners"
+
+	"github.com/kernexhq/kernex/pkg/fleet"
 )
 
 // listener accepts connections for mochi. Unlike mochi's own it goes on after
 // an accept error such as "too many open files", bounds the time to CONNECT and
 // the sockets that wait for it, and contains a panic to its connection.
 type listener struct {
-	b  *Broker
-	in net.Listener
+	b   *Broker
+	ins []inlet
 
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
 	waiting map[netip.Addr]int // sockets before CONNECT by address
 	closed  bool
-	wg      sync.WaitGroup // accept loop and connections
+	wg      sync.WaitGroup // accept loops and connections
+}
+
+// inlet is one address; the bounds are for all of them together.
+type inlet struct {
+	net.Listener
+	tls *tls.Config // nil: plain
 }
 
 const listenerID = "kernex"
 
-func newListener(b *Broker, in net.Listener) *listener {
-	return &listener{b: b, in: in, conns: make(map[*conn]struct{}), waiting: make(map[netip.Addr]int)}
+func newListener(b *Broker, ins []inlet) *listener {
+	return &listener{b: b, ins: ins, conns: make(map[*conn]struct{}), waiting: make(map[netip.Addr]int)}
+}
+
+// listen opens every address or none.
+func listen(all []Listen) (ins []inlet, err error) {
+	for _, one := range all {
+		in, err := net.Listen("tcp", one.Addr)
+		if err != nil {
+			for _, open := range ins {
+				_ = open.Close()
+			}
+			return nil, fleet.Wrap(fleet.CodeUnavailable, err, "the broker cannot listen on "+one.Addr)
+		}
+		ins = append(ins, inlet{Listener: in, tls: one.TLS})
+	}
+	return ins, nil
 }
 
 // The methods of listeners.Listener.
 
 func (l *listener) Init(*slog.Logger) error { return nil }
 func (l *listener) ID() string              { return listenerID }
-func (l *listener) Address() string         { return l.in.Addr().String() }
+func (l *listener) Address() string         { return l.ins[0].Addr().String() }
 func (l *listener) Protocol() string        { return "mqtt" }
 
-// Serve accepts until the listener is closed.
+// Serve accepts on every address until the listener is closed.
 func (l *listener) Serve(establish listeners.EstablishFn) {
+	var all sync.WaitGroup
+	for _, in := range l.ins {
+		all.Go(func() { l.accept(in, establish) })
+	}
+	all.Wait()
+}
+
+func (l *listener) accept(in inlet, establish listeners.EstablishFn) {
 	if !l.start() {
 		return
 	}
 	defer l.wg.Done()
 	pause := time.Duration(0)
 	for {
-		raw, err := l.in.Accept()
+		raw, err := in.Accept()
 		if err == nil {
 			pause = 0
-			l.take(raw, establish)
+			l.take(raw, in.tls, establish)
 			continue
 		}
 		if errors.Is(err, net.ErrClosed) {
@@ -70,7 +101,7 @@ func (l *listener) Serve(establish listeners.EstablishFn) {
 	}
 }
 
-// start counts the accept loop in, unless the listener is closed.
+// start counts an accept loop in, unless the listener is closed.
 func (l *listener) start() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -82,13 +113,13 @@ func (l *listener) start() bool {
 }
 
 // take starts serving a socket or closes it when there is no room.
-func (l *listener) take(raw net.Conn, establish listeners.EstablishFn) {
+func (l *listener) take(raw net.Conn, secure *tls.Config, establish listeners.EstablishFn) {
 	addr := remoteAddr(raw)
 	sock := &socket{Conn: raw, timeout: l.b.cfg.WriteTimeout}
 	c := &conn{Conn: sock, socket: sock}
 	c.onConnect = func() { l.leave(addr) }
-	if l.b.cfg.TLS != nil {
-		c.Conn = tls.Server(sock, l.b.cfg.TLS)
+	if secure != nil {
+		c.Conn = tls.Server(sock, secure)
 	}
 	l.mu.Lock()
 	why := ""
@@ -145,7 +176,9 @@ func (l *listener) leave(addr netip.Addr) {
 func (l *listener) Close(listeners.CloseFn) {
 	l.mu.Lock()
 	l.closed = true
-	_ = l.in.Close()
+	for _, in := range l.ins {
+		_ = in.Close()
+	}
 	for c := range l.conns {
 		_ = c.Close()
 	}
