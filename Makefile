@@ -30,7 +30,7 @@ test: deps-test build ## all tests, with the race detector
 
 build: examples ## kernex, kernex-broker, kernex-orchestrator and kernex-agent into bin/, examples ready to push
 	@mkdir -p $(BIN)
-	$(GOBUILD) -o $(BIN)/ ./orchestrator/cmd/... ./broker/cmd/... ./agent/cmd/...
+	$(GOBUILD) -o $(BIN)/ $(addprefix ./,$(wildcard */cmd/*))
 
 examples: ## the example bundles' program, into each version
 	@for v in $(EXAMPLE_VERSIONS); do $(EXAMPLEBUILD) -o $(EXAMPLE)/$$v/server ./$(EXAMPLE)/server || exit 1; done
@@ -55,8 +55,8 @@ fuzz: ## run every fuzz target for FUZZTIME (30s)
 	@go list ./... | while read -r p; do \
 	  for f in $$(go test -list '^Fuzz' $$p | grep ^Fuzz); do echo "$$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
 
-ui: ## build the web console's page (nothing to build yet: the API's own page is served)
-	@echo "the console is not part of this version; the API is readable at /docs"
+ui: ## build the web console's page from orchestrator/console/src
+	go run ./orchestrator/console/build
 
 clean: ## remove what build made
 	rm -rf $(BIN) $(addsuffix /server,$(addprefix $(EXAMPLE)/,$(EXAMPLE_VERSIONS)))

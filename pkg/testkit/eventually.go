@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Eventually waits until the condition holds, checking every 10 ms, and fails
-// the test after the timeout. A condition that returns an error holds when the
+// Eventually waits until the condition holds, checking after 10 ms and then
+// ever less often, down to every 100 ms, and fails the test after the timeout. A condition that returns an error holds when the
 // error is nil; the last error is part of the failure.
 func Eventually[C func() bool | func() error](t testing.TB, timeout time.Duration, condition C) {
 	t.Helper()
@@ -22,7 +22,8 @@ func Eventually[C func() bool | func() error](t testing.TB, timeout time.Duratio
 	}
 	deadline := time.NewTimer(timeout)
 	defer deadline.Stop()
-	tick := time.NewTicker(10 * time.Millisecond)
+	pause := 10 * time.Millisecond
+	tick := time.NewTicker(pause)
 	defer tick.Stop()
 	for {
 		ok, why := check()
@@ -35,6 +36,8 @@ func Eventually[C func() bool | func() error](t testing.TB, timeout time.Duratio
 		case <-t.Context().Done():
 			t.Fatalf("the test ended: %v", why)
 		case <-tick.C:
+			pause = min(pause*5/4, 100*time.Millisecond)
+			tick.Reset(pause)
 		}
 	}
 }
