@@ -6,6 +6,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"time"
@@ -93,8 +94,8 @@ func (d *DB) tryTx(ctx context.Context, fn func(tx *sqlx.Tx) error) error {
 		return translate(err, "begin transaction")
 	}
 	if err := fn(tx); err != nil {
-		if rerr := tx.Rollback(); rerr != nil && rerr != sql.ErrTxDone {
-			return fmt.Errorf("%w (rollback: %v)", err, rerr)
+		if rerr := tx.Rollback(); rerr != nil && !errors.Is(rerr, sql.ErrTxDone) {
+			return errors.Join(err, fmt.Errorf("roll back: %w", rerr))
 		}
 		return err
 	}

@@ -64,8 +64,11 @@ func predict(dir string) (p prediction, err error) {
 	}
 	defer r.Body.Close()
 	b, err := io.ReadAll(r.Body)
-	if err != nil || r.StatusCode != http.StatusOK {
-		return p, fmt.Errorf("the service answers %s: %s (%v)", r.Status, b, err)
+	if err != nil {
+		return p, err
+	}
+	if r.StatusCode != http.StatusOK {
+		return p, fmt.Errorf("the service answers %s: %s", r.Status, b)
 	}
 	return p, json.Unmarshal(b, &p)
 }

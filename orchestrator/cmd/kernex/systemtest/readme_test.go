@@ -250,7 +250,7 @@ func (o *tour) configured(out string) {
 			seen[d.LastHeartbeat.UnixNano()] = true
 		}
 		if len(seen) < 4 {
-			return fmt.Errorf("%d heartbeats, %v", len(seen), err)
+			return errors.Join(fmt.Errorf("%d heartbeats", len(seen)), err)
 		}
 		return nil
 	})

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -22,6 +23,7 @@ import (
 	"github.com/kernexhq/kernex/broker"
 	"github.com/kernexhq/kernex/orchestrator"
 	"github.com/kernexhq/kernex/orchestrator/api"
+	"github.com/kernexhq/kernex/orchestrator/console"
 	"github.com/kernexhq/kernex/orchestrator/objectstore"
 	"github.com/kernexhq/kernex/pkg/fleet"
 	"github.com/kernexhq/kernex/pkg/logging"
@@ -140,8 +142,7 @@ func (s *stack) startPostgres(ctx context.Context) (err error) {
 		return err
 	}
 	if err := s.cluster.CreateDatabase(ctx, database); err != nil {
-		stopErr := s.cluster.Stop(context.WithoutCancel(ctx))
-		return fmt.Errorf("make database %s: %w (stop: %v)", database, err, stopErr)
+		return errors.Join(fmt.Errorf("make database %s: %w", database, err), s.cluster.Stop(context.WithoutCancel(ctx)))
 	}
 	s.dsn = s.cluster.DSN(database)
 	return nil
@@ -169,14 +170,14 @@ func (s *stack) startOrchestrator(ctx context.Context) (err error) {
 			Bucket: "bundles", AllowInsecure: true, // on this machine, by --s3-listen's default
 		},
 		CommandKeyFile: filepath.Join(s.dir, "command.key"), AdminTokenFile: filepath.Join(s.dir, "admin.token"),
-		Topics: s.topics, MaxBundle: int64(s.cmd.MaxBundle), Logger: s.log, Registry: s.reg,
+		Topics: s.topics, MaxBundle: int64(s.cmd.MaxBundle), Logger: s.log, Registry: s.reg, Console: console.Handler(),
 		Ready: []api.Check{{Name: "start", Run: s.started}},
 	}, transport{s.broker})
 	if err != nil {
 		// Serve lets go of the broker's address.
 		ended, cancel := context.WithCancel(ctx)
 		cancel()
-		return fmt.Errorf("%w%v", err, after(s.broker.Serve(ended, nil, nil)))
+		return errors.Join(err, s.broker.Serve(ended, nil, nil))
 	}
 	return s.writeAddresses()
 }
@@ -206,10 +207,3 @@ func (s *stack) writeAddresses() error {
 }
 
 func (s *stack) part(name string) zerolog.Logger { return s.log.With().Str("part", name).Logger() }
-
-func after(err error) string {
-	if err == nil {
-		return ""
-	}
-	return " (then: " + err.Error() + ")"
-}
