@@ -47,6 +47,9 @@ type Config struct {
 	Logger         zerolog.Logger
 	Registry       *prometheus.Registry
 	Ready          []api.Check // further conditions of /readyz
+	// Connected gets a value when the broker may have lost what it retained; nil
+	// where the broker lives as long as this process.
+	Connected <-chan struct{}
 }
 
 // Transport is the way to devices and monitors.
@@ -119,7 +122,7 @@ func New(ctx context.Context, cfg Config, transport Transport) (_ *Orchestrator,
 // prepare brings the database to this version and makes what only the first
 // start makes.
 func (o *Orchestrator) prepare(ctx context.Context) (err error) {
-	if err := o.db.Migrate(ctx); err != nil {
+	if err := Migrate(ctx, o.cfg.Postgres, o.cfg.PostgresDirect); err != nil {
 		return err
 	}
 	if o.fleet, err = o.db.FleetName(ctx); err != nil {
@@ -165,7 +168,7 @@ func (o *Orchestrator) wire(k keys, objects *objectstore.Store) (err error) {
 	})
 	watch := monitor.New(monitor.Config{
 		Topics: cfg.Topics, Store: o.db, Publisher: o.transport, Fleet: o.fleet, Holder: fleet.NewID("replica"),
-		Wake: o.notes.Wake(postgres.WorkEvents), Log: o.part("monitor"),
+		Wake: o.notes.Wake(postgres.WorkEvents), Connected: cfg.Connected, Log: o.part("monitor"),
 	})
 	numbered := o.notes.Wake(postgres.WorkEvents)
 	o.loops = map[string]func(context.Context) error{

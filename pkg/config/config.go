@@ -21,7 +21,7 @@ const MaxSize = 1 << 20
 // File is the --config flag: embed it in a program's flags and give YAML to
 // kong.Configuration.
 type File struct {
-	Config kong.ConfigFlag `placeholder:"FILE" env:"KERNEX_CONFIG" help:"Settings file, YAML: log_level: debug is --log-level debug. Flags and KERNEX_* variables win over it ($${env})."`
+	Config kong.ConfigFlag `placeholder:"FILE" env:"KERNEX_CONFIG" help:"Settings file, YAML: log_level: debug is --log-level debug. Flags and KERNEX_* variables win over it."`
 }
 
 // YAML is a kong.ConfigurationLoader. An unknown key, a key that stands twice
