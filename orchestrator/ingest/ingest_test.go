@@ -158,11 +158,10 @@ func TestResultIsAcknowledgedAfterItsCommit(t *testing.T) {
 	if err != nil || len(cmds) != 1 {
 		t.Fatal(cmds, err)
 	}
+	atAck := make(chan fleet.TargetState, 8) // read to the end: the test must outlive the look
 	e.Wire.Follow(func(m looptest.Message) {
 		if m.Topic == e.Topics.Device(a, protocol.KindAck) {
-			if s := e.Targets(dep)[a].State; s != fleet.TargetSucceeded {
-				t.Errorf("acknowledged while the target is %s", s)
-			}
+			atAck <- e.Targets(dep)[a].State
 		}
 	})
 	e.send(stranger, protocol.KindResult, protocol.Result{Command: cmds[0].ID, State: fleet.TargetSucceeded})
@@ -171,6 +170,9 @@ func TestResultIsAcknowledgedAfterItsCommit(t *testing.T) {
 	}
 	for _, state := range []fleet.TargetState{fleet.TargetAccepted, fleet.TargetDownloading, fleet.TargetSucceeded} {
 		e.send(a, protocol.KindResult, protocol.Result{Command: cmds[0].ID, State: state})
+	}
+	if s := <-atAck; s != fleet.TargetSucceeded {
+		t.Errorf("acknowledged while the target is %s", s)
 	}
 	if got := e.acks(a, 1)[0].Results[0]; !got.Accepted || got.State != fleet.TargetSucceeded {
 		t.Fatalf("ack is %+v", got)
