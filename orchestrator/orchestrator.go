@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kernexhq/kernex/orchestrator/api"
+	"github.com/kernexhq/kernex/orchestrator/deviceca"
 	"github.com/kernexhq/kernex/orchestrator/dispatch"
 	"github.com/kernexhq/kernex/orchestrator/ingest"
 	"github.com/kernexhq/kernex/orchestrator/monitor"
@@ -33,8 +34,8 @@ import (
 // Config is what an orchestrator needs.
 type Config struct {
 	HTTP           string             // host:port of the admin API; port 0 picks a free one
-	Postgres       string             // connection string
-	PostgresDirect string             // for LISTEN, where Postgres is a pooler; "" polls every 5 s
+	Postgres       string             // connection string; binary_parameters=yes says that it leads to a pooler
+	PostgresDirect string             // for LISTEN and migrations, where Postgres is a pooler; "" then polls every 5 s
 	MaxConns       int                // database connections; 0 is 20
 	Objects        objectstore.Config // the bundles' bucket
 	CommandKeyFile string             // made at the first start; every replica has the same
@@ -44,6 +45,7 @@ type Config struct {
 	Grace          time.Duration // nothing expires for so long after a start; 0 is 60 s
 	TrustedProxies []netip.Prefix
 	Console        http.Handler // serves /; may be nil
+	DeviceCA       *deviceca.CA // issues client certificates to devices; may be nil
 	Logger         zerolog.Logger
 	Registry       *prometheus.Registry
 	Ready          []api.Check // further conditions of /readyz
@@ -140,17 +142,20 @@ func (o *Orchestrator) prepare(ctx context.Context) (err error) {
 func (o *Orchestrator) wire(k keys, objects *objectstore.Store) (err error) {
 	cfg := o.cfg
 	direct := cfg.PostgresDirect
-	if direct == "" {
+	if direct == "" && !pooled(cfg.Postgres) {
 		direct = cfg.Postgres
 	}
 	o.notes = postgres.NewListener(direct, o.part("notify"))
 	o.notes.OnKick(o.kick)
-	o.ingest, err = ingest.New(ingest.Config{
+	intake := ingest.Config{
 		Topics: cfg.Topics, Store: o.db, Publisher: o.transport, Fleet: o.fleet,
 		CommandKey: k.command.Public().(ed25519.PublicKey), SealKey: k.challenge,
 		Registerer: cfg.Registry, Log: o.part("ingest"),
-	})
-	if err != nil {
+	}
+	if cfg.DeviceCA != nil {
+		intake.Certifier = certifier{o.db, cfg.DeviceCA}
+	}
+	if o.ingest, err = ingest.New(intake); err != nil {
 		return err
 	}
 	send, err := dispatch.New(dispatch.Config{
@@ -219,7 +224,7 @@ func (o *Orchestrator) Run(ctx context.Context) error {
 			return nil
 		})
 	}
-	server := &http.Server{Handler: o.api, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
+	server := &http.Server{Handler: o.handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
 	g.Go(func() error {
 		if err := server.Serve(o.listener); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve the admin API: %w", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -13,18 +14,25 @@ import (
 )
 
 // Migrate brings a database to this program's schema; one that is newer is left
-// as it is. direct, if given, leads past a pooler: the lock that makes replicas
-// take turns belongs to one connection, which a pooler does not keep.
+// as it is. direct, if given, leads past a pooler.
 func Migrate(ctx context.Context, dsn, direct string) error {
 	if direct != "" {
 		dsn = direct
 	}
-	db, err := postgres.Open(ctx, dsn, 2)
+	db, err := postgres.Open(ctx, dsn, 4)
 	if err != nil {
 		return err
 	}
+	if pooled(dsn) {
+		return errors.Join(db.MigratePooled(ctx), db.Close())
+	}
 	return errors.Join(db.Migrate(ctx), db.Close())
 }
+
+// pooled tells by the connection string that a pooler is between: the parameter
+// is of no use without one. There, neither LISTEN nor a lock of a connection
+// works.
+func pooled(dsn string) bool { return strings.Contains(dsn, "binary_parameters=yes") }
 
 // Between two attempts to reach what is not up yet, and the time of one.
 const (

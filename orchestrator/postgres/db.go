@@ -8,16 +8,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"time"
 
 	"github.com/jmoiron/sqlx"
 	_ "github.com/lib/pq" // the driver
-	"github.com/pressly/goose/v3"
-	"github.com/pressly/goose/v3/lock"
 
 	"github.com/kernexhq/kernex/pkg/fleet"
-	"github.com/kernexhq/kernex/schema"
 )
 
 // DB is a pool of connections to one Kernex database.
@@ -44,28 +40,6 @@ func (d *DB) Close() error { return d.db.Close() }
 // Ready proves that Postgres answers.
 func (d *DB) Ready(ctx context.Context) error {
 	return translate(d.db.PingContext(ctx), "ping Postgres")
-}
-
-// Migrate brings the database to this program's schema. Several replicas may
-// call it at once: an advisory lock lets one work and the others find it done.
-// A database that is already newer is left as it is.
-func (d *DB) Migrate(ctx context.Context) error {
-	locker, err := lock.NewPostgresSessionLocker()
-	if err != nil {
-		return fmt.Errorf("make migration lock: %w", err)
-	}
-	dir, err := fs.Sub(schema.Migrations, "migrations")
-	if err != nil {
-		return fmt.Errorf("read migrations: %w", err)
-	}
-	p, err := goose.NewProvider(goose.DialectPostgres, d.db.DB, dir, goose.WithSessionLocker(locker))
-	if err != nil {
-		return fmt.Errorf("read migrations: %w", err)
-	}
-	if _, err := p.Up(ctx); err != nil {
-		return fmt.Errorf("migrate: %w", err)
-	}
-	return nil
 }
 
 // Now returns the database's clock, by which every deadline is judged.

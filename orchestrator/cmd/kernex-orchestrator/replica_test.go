@@ -160,7 +160,7 @@ func TestABrokerThatIsAwayIsNamedAndComesBack(t *testing.T) {
 	s.url = "tcp://" + s.proxy.Addr()
 	// A schema that a newer version has migrated further is worked with.
 	s.query(`WITH i AS (INSERT INTO goose_db_version (version_id, is_applied) VALUES (90001, true) RETURNING 1) SELECT count(*) FROM i`)
-	r := s.replica()
+	r := s.replica("--postgres", s.DSN+" binary_parameters=yes") // a pooler, and no way past it: polling
 	s.serveBroker(r)
 	r.awaitReady(http.StatusOK)
 	s.proxy.Refuse()
