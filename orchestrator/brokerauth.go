@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"github.com/rs/zerolog"
 
 	"github.com/kernexhq/kernex/pkg/fleet"
 	"github.com/kernexhq/kernex/pkg/strictjson"
@@ -57,7 +58,7 @@ func (o *Orchestrator) Internal(secret string) (http.Handler, error) {
 	}
 	answers := promauto.With(o.cfg.Registry).NewCounterVec(prometheus.CounterOpts{Namespace: "kernex", Subsystem: "orchestrator", Name: "broker_requests_total",
 		Help: "What brokers asked, by call and status."}, []string{"call", "status"})
-	in := &internal{o: o, secret: sha256.Sum256([]byte(secret)), answers: answers}
+	in := &internal{o: o, secret: sha256.Sum256([]byte(secret)), answers: answers, refused: o.log.Sample(&zerolog.BurstSampler{Burst: 2, Period: 10 * time.Second})}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+brokerAuthPath, in.call("auth", in.auth))
 	mux.HandleFunc("GET "+brokerGrantsPath, in.call("grants", in.grants))
@@ -68,6 +69,7 @@ type internal struct {
 	o       *Orchestrator
 	secret  [sha256.Size]byte
 	answers *prometheus.CounterVec
+	refused zerolog.Logger // bounded
 }
 
 // call checks the secret, and turns an answer or an error into JSON. Only the
@@ -75,11 +77,12 @@ type internal struct {
 // that this orchestrator cannot tell.
 func (in *internal) call(name string, f func(r *http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		status, answer := http.StatusOK, any(nil)
-		err := in.allowed(r)
-		if err != nil {
+		status := http.StatusOK
+		var answer any
+		var err error
+		if !in.allowed(r) {
 			status, answer = http.StatusUnauthorized, refusal{Code: fleet.CodeForbidden, Message: "the shared secret is another one"}
-			in.o.log.Warn().Str("remote", r.RemoteAddr).Str("call", name).Msg("a broker with another shared secret was refused")
+			in.refused.Warn().Str("remote", r.RemoteAddr).Str("call", name).Msg("a broker with another shared secret was refused")
 		} else if answer, err = f(r); err != nil {
 			status, answer = internalStatus(err), refusal{Code: fleet.ErrorCode(err), Message: fleet.ErrorMessage(err)}
 			if status >= http.StatusInternalServerError && r.Context().Err() == nil {
@@ -117,13 +120,10 @@ func internalStatus(err error) int {
 }
 
 // allowed compares digests, which takes the same time for every wrong secret.
-func (in *internal) allowed(r *http.Request) error {
+func (in *internal) allowed(r *http.Request) bool {
 	given, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	sum := sha256.Sum256([]byte(given))
-	if subtle.ConstantTimeCompare(sum[:], in.secret[:]) != 1 {
-		return fleet.Errorf(fleet.CodeForbidden, "wrong shared secret")
-	}
-	return nil
+	return subtle.ConstantTimeCompare(sum[:], in.secret[:]) == 1
 }
 
 func (in *internal) auth(r *http.Request) (any, error) {

@@ -92,7 +92,7 @@ func New(cfg Config) (*Authorizer, error) {
 		metrics: newMetrics(cfg.Registerer),
 		trouble: cfg.Log.Sample(&zerolog.BurstSampler{Burst: 2, Period: 10 * time.Second}),
 	}
-	a.state.fail(fleet.Errorf(fleet.CodeUnavailable, "no orchestrator was asked yet"))
+	_ = a.state.fail(fleet.Errorf(fleet.CodeUnavailable, "no orchestrator was asked yet")) // before it there was nothing
 	return a, nil
 }
 

@@ -62,7 +62,7 @@ func (t *Transport) keep(ctx context.Context, s *slot, receive func(topic string
 		t.metrics.failed(r != nil)
 		d := wait(failures)
 		failures++
-		t.trouble.Warn().Err(err).Int("connections", t.Up()).Dur("again_in_ms", d).Msg("no connection to the broker")
+		t.trouble.Warn().Err(err).Int("connections", t.Up()).Dur("again_in_ms", d).Msg("a connection to the broker failed; it is tried again")
 		if !pause(ctx, d) {
 			return
 		}

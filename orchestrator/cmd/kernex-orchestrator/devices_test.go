@@ -101,7 +101,9 @@ func (d *device) receive(topic string, payload []byte) {
 		}
 		d.mu.Lock()
 		_, again := d.results[c.ID]
-		d.results[c.ID] = d.results[c.ID]
+		if !again {
+			d.results[c.ID] = false
+		}
 		d.mu.Unlock()
 		if !again {
 			go d.work(c.ID)

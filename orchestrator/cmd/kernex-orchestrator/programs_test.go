@@ -95,23 +95,41 @@ func (s *site) serveBroker(replicas ...*process) {
 	for _, r := range replicas {
 		urls = append(urls, "http://"+r.internal)
 	}
-	var err error
-	if s.auth, err = httpauth.New(httpauth.Config{URLs: urls, Secret: s.secret("shared.secret"), Log: testkit.Logger(s.t)}); err != nil {
+	s.serve(httpauth.Config{URLs: urls, Secret: s.secret("shared.secret"), Log: testkit.Logger(s.t)})
+}
+
+// serve runs the broker until the test ends.
+func (s *site) serve(cfg httpauth.Config) {
+	s.t.Helper()
+	a, err := httpauth.New(cfg)
+	if err != nil {
 		s.t.Fatal(err)
 	}
+	s.auth = a
+	b := s.broker
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup
 	done.Go(func() {
-		if err := s.broker.Serve(ctx, s.auth, nil); err != nil {
+		if err := b.Serve(ctx, a, nil); err != nil {
 			s.t.Errorf("broker: %v", err)
 		}
 	})
-	done.Go(func() { _ = s.auth.Watch(ctx, s.broker) })
+	done.Go(func() { _ = a.Watch(ctx, b) })
 	s.t.Cleanup(func() {
 		cancel()
 		done.Wait()
-		s.auth.Close()
+		a.Close()
 	})
+}
+
+// discard lets go of a broker that was not served.
+func (s *site) discard(b *broker.Broker) {
+	s.t.Helper()
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := b.Serve(ended, nil, nil); err != nil {
+		s.t.Error(err)
+	}
 }
 
 // process is one running program.
