@@ -3,6 +3,7 @@ package api_test
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/kernexhq/kernex/pkg/fleet"
@@ -19,7 +20,7 @@ func TestRegisterIsIdempotentOnTheKey(t *testing.T) {
 	if first.ID != second.ID || second.Serial != "S-1" {
 		t.Errorf("first %+v, then %+v", first, second)
 	}
-	if first.Status != "offline" || first.KeyType != "ed25519" || len(first.Fingerprint) != 64 || first.Labels["site"] != "berlin" || first.ConfigVersion != 1 {
+	if first.Status != "offline" || first.KeyType != "ed25519" || !strings.HasPrefix(first.Fingerprint, "SHA256:") || first.Labels["site"] != "berlin" || first.ConfigVersion != 1 {
 		t.Errorf("device: %+v", first)
 	}
 	var list fleet.List[fleet.Device]

@@ -4,18 +4,22 @@
 package looptest
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/kernexhq/kernex/orchestrator/postgres"
 	"github.com/kernexhq/kernex/pkg/fleet"
 	"github.com/kernexhq/kernex/pkg/protocol"
 	"github.com/kernexhq/kernex/pkg/testkit"
+	"github.com/kernexhq/kernex/schema"
 )
 
 // Scene is one test's database and wire.
@@ -41,7 +45,52 @@ func Open(t testing.TB) *Scene {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &Scene{t: t, DB: db, DSN: dsn, Topics: protocol.NewTopics(""), Wire: NewWire(), Key: key}
+	s := &Scene{t: t, DB: db, DSN: dsn, Topics: protocol.NewTopics(""), Wire: NewWire(), Key: key}
+	t.Cleanup(s.checkMessages)
+	return s
+}
+
+// checkMessages holds everything that was published against its schema.
+func (s *Scene) checkMessages() {
+	for _, m := range s.Wire.All() {
+		name, payload := s.schema(m.Topic), m.Payload
+		if len(payload) == 0 && m.Retain {
+			continue // clears a retained topic
+		}
+		if name == "command" {
+			part := bytes.Split(payload, []byte("."))
+			if len(part) != 3 {
+				s.t.Errorf("%s: no compact JWS: %.60s", m.Topic, payload)
+				continue
+			}
+			payload, _ = base64.RawURLEncoding.DecodeString(string(part[1])) // what does not decode fits no schema
+		}
+		if err := schema.ValidateMessage(name, payload); err != nil {
+			s.t.Errorf("%s: %s: %v", m.Topic, payload, err)
+		}
+	}
+}
+
+// schema names the schema of a topic that the orchestrator publishes on.
+func (s *Scene) schema(topic string) string {
+	kind, _, ok := s.Topics.Parse(topic)
+	switch {
+	case ok && kind == protocol.KindEnrollReply:
+		return "enroll-reply"
+	case ok:
+		return string(kind)
+	case topic == s.Topics.Time():
+		return "time"
+	case topic == s.Topics.FleetSummary():
+		return "fleet-summary"
+	case topic == s.Topics.FleetEvents():
+		return "fleet-event"
+	case strings.HasPrefix(topic, s.Topics.FleetDevice("")):
+		return "fleet-device"
+	case strings.HasPrefix(topic, s.Topics.FleetDeployment("")):
+		return "fleet-deployment"
+	}
+	return topic
 }
 
 // Allow lets every device cause every event.

@@ -3,10 +3,10 @@ package looptest
 import (
 	"context"
 	"encoding/json"
+	"slices"
+	"sync"
 	"testing"
 	"time"
-
-	"sync"
 
 	"github.com/kernexhq/kernex/pkg/testkit"
 )
@@ -57,6 +57,13 @@ func (w *Wire) Break(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.err = err
+}
+
+// All returns every message so far.
+func (w *Wire) All() []Message {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.all)
 }
 
 // On returns the messages of one topic so far.

@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"context"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -11,6 +10,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/kernexhq/kernex/pkg/fleet"
+	"github.com/kernexhq/kernex/pkg/identity"
 )
 
 // deviceRow is one device as the lists read it.
@@ -62,7 +62,7 @@ func (r deviceRow) device() (fleet.Device, error) {
 		ID: r.ID, DeviceType: r.DeviceType, Serial: r.Serial, Description: r.Description,
 		HardwareMetadata: map[string]any{}, Labels: fleet.Labels{},
 		Status: fleet.DeviceStatus(r.Credential, r.Online, r.Health), Health: r.Health,
-		KeyType: r.KeyType, Fingerprint: hex.EncodeToString(r.KeyHash),
+		KeyType: r.KeyType, Fingerprint: identity.FingerprintOf(r.KeyHash),
 		LastHeartbeat: utcTime(r.LastHeartbeat), LastSeen: utcTime(r.LastSeen), AgentVersion: r.AgentVersion, OS: r.OS, Arch: r.Arch,
 		UptimeS: r.UptimeS, CPUPct: r.CPUPct, MemoryMB: r.MemoryMB, DiskPct: r.DiskPct,
 		BundleName: r.BundleName, BundleVersion: r.BundleVersion, Release: r.Release,

@@ -28,7 +28,7 @@ type Device struct {
 	Status           string         `json:"status" enum:"online,offline,error,pending,quarantined,revoked" doc:"Credential state if it is not active, else presence; error: online with health error"`
 	Health           string         `json:"health" doc:"healthy, degraded or error, as last reported; empty before the first heartbeat"`
 	KeyType          string         `json:"key_type"`
-	Fingerprint      string         `json:"fingerprint" doc:"SHA-256 of the public key, hex"`
+	Fingerprint      string         `json:"fingerprint" doc:"SHA-256 of the public key as the agent prints it: SHA256: and unpadded base64"`
 	LastHeartbeat    *time.Time     `json:"last_heartbeat"`
 	LastSeen         *time.Time     `json:"last_seen"`
 	AgentVersion     string         `json:"agent_version"`

@@ -125,7 +125,12 @@ func (k PublicKey) Hash() string {
 // shows it: "SHA256:" and unpadded base64.
 func (k PublicKey) Fingerprint() string {
 	sum := sha256.Sum256(k.der)
-	return "SHA256:" + base64.RawStdEncoding.EncodeToString(sum[:])
+	return FingerprintOf(sum[:])
+}
+
+// FingerprintOf is Fingerprint for a key of which only the digest is at hand.
+func FingerprintOf(hash []byte) string {
+	return "SHA256:" + base64.RawStdEncoding.EncodeToString(hash)
 }
 
 // Equal reports whether both are the same key.

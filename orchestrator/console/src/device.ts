@@ -95,7 +95,7 @@ function aboutDevice(d: Device): HTMLElement {
       ["Disk", d.disk_pct === null ? "" : `${d.disk_pct.toFixed(0)} % used`],
       ["Labels", labels(d.labels)],
       ["Enrolled", ago(d.created_at)],
-      ["Key", [words(d.key_type), " ", d.fingerprint && h("code", { title: d.fingerprint }, d.fingerprint.slice(0, 16))]],
+      ["Key", [words(d.key_type), " ", d.fingerprint && h("code", { title: d.fingerprint }, d.fingerprint.slice(0, 23))]],
     ));
 }
 
