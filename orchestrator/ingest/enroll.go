@@ -134,8 +134,14 @@ func (i *Ingest) register(ctx context.Context, nonce string, key identity.Public
 		return reply, "", err
 	}
 	status := string(got.Credential)
-	return protocol.EnrollReply{
+	reply = protocol.EnrollReply{
 		DeviceID: got.DeviceID, RegistrationToken: i.receipt(got.DeviceID), Status: status, Fleet: i.cfg.Fleet, TrustMode: i.cfg.TrustMode,
 		CommandKey: b64.EncodeToString(i.cfg.CommandKey), ReleaseKeys: i.cfg.ReleaseKeys, Config: &got.Config,
-	}, status, nil
+	}
+	if i.cfg.Certifier != nil && got.Credential == fleet.CredentialActive {
+		if reply.Certificate, reply.CA, err = i.cfg.Certifier.Certify(op, got.DeviceID); err != nil {
+			return protocol.EnrollReply{}, "", err // enrolling again costs nothing
+		}
+	}
+	return reply, status, nil
 }

@@ -53,11 +53,19 @@ type Publisher interface {
 	Publish(ctx context.Context, topic string, payload []byte, qos byte, retain bool) error
 }
 
+// Certifier issues client certificates, for brokers that ask devices for one.
+type Certifier interface {
+	// Certify returns a certificate for the stored key of an active device, and
+	// that of the CA, both PEM. Any other device is fleet.CodeForbidden.
+	Certify(ctx context.Context, deviceID string) (certificate, ca string, err error)
+}
+
 // Config says how to build an Ingest. Zero numbers mean the default.
 type Config struct {
 	Topics      protocol.Topics
 	Store       Store
 	Publisher   Publisher
+	Certifier   Certifier         // nil: devices get no certificates
 	CommandKey  ed25519.PublicKey // what devices pin
 	SealKey     []byte            // 32 bytes, the same in every replica: seals challenges and receipts
 	Fleet       string            // the audience of devices' tokens

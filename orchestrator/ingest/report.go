@@ -91,13 +91,35 @@ func (i *Ingest) request(ctx context.Context, m message) {
 		i.drop(m.kind, "rate")
 		return
 	}
+	op, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	if r.Want == protocol.WantCertificate {
+		i.renew(op, m)
+		return
+	}
 	command := ""
 	if r.Want == protocol.WantURL {
 		command = r.Command
 	}
-	op, cancel := context.WithTimeout(ctx, opTimeout)
-	defer cancel()
 	if err := i.cfg.Store.CommandsDue(op, m.id, command); err != nil {
+		i.failed(m.kind, m.id, err)
+	}
+}
+
+// renew answers a request for a certificate; where there is none to be had,
+// with silence.
+func (i *Ingest) renew(ctx context.Context, m message) {
+	if i.cfg.Certifier == nil {
+		i.drop(m.kind, "refused")
+		return
+	}
+	cert, _, err := i.cfg.Certifier.Certify(ctx, m.id)
+	switch code := fleet.ErrorCode(err); {
+	case err == nil:
+		i.ack(ctx, m.id, protocol.Ack{Certificate: cert})
+	case code == fleet.CodeForbidden || code == fleet.CodeNotFound:
+		i.drop(m.kind, "refused")
+	default:
 		i.failed(m.kind, m.id, err)
 	}
 }

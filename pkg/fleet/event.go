@@ -24,6 +24,7 @@ const (
 	EventDeviceHealth      = "kernex.device.health"
 	EventDeviceRelease     = "kernex.device.release"
 	EventDeviceCredential  = "kernex.device.credential"
+	EventDeviceCertificate = "kernex.device.certificate"
 	EventConfigChanged     = "kernex.config.changed"
 	EventConfigReported    = "kernex.config.reported"
 	EventBundleUploaded    = "kernex.bundle.uploaded"

@@ -81,6 +81,9 @@ type LogLine struct {
 const (
 	WantURL      = "url"      // a fresh presigned URL: the command is sent again
 	WantCommands = "commands" // every open command
+	// WantCertificate asks for a client certificate before the current one ends;
+	// the answer is in Ack.Certificate.
+	WantCertificate = "certificate"
 )
 
 // Request asks the orchestrator for something.
@@ -95,11 +98,13 @@ type Presence struct {
 	Session int64 `json:"session"`
 }
 
-// Ack answers results after their commit, asks for reports and tells the time.
+// Ack answers results after their commit, asks for reports, brings the
+// certificate that was asked for and tells the time.
 type Ack struct {
-	Results []ResultAck `json:"results,omitempty"`
-	Want    []string    `json:"want,omitempty"` // "state"
-	Time    int64       `json:"time"`           // Unix seconds
+	Results     []ResultAck `json:"results,omitempty"`
+	Want        []string    `json:"want,omitempty"`        // "state"
+	Certificate string      `json:"certificate,omitempty"` // PEM, for the device's own key
+	Time        int64       `json:"time"`                  // Unix seconds
 }
 
 // WantState in Ack.Want asks for a full state report.
@@ -140,6 +145,8 @@ type EnrollReply struct {
 	CommandKey        string        `json:"command_key,omitempty"` // base64url Ed25519 public key
 	ReleaseKeys       []string      `json:"release_keys,omitempty"`
 	Config            *fleet.Config `json:"config,omitempty"`
+	Certificate       string        `json:"certificate,omitempty"` // PEM, for the device's own key; active devices of a fleet that has a CA
+	CA                string        `json:"ca,omitempty"`          // PEM, of the CA that issued it
 	Error             *ErrorDetail  `json:"error,omitempty"`
 }
 

@@ -73,8 +73,10 @@ func (r Result) Validate() error {
 
 // Validate checks a request.
 func (r Request) Validate() error {
-	if r.Want != WantURL && r.Want != WantCommands {
-		return fleet.Errorf(fleet.CodeInvalid, "request: want %q, use url or commands", r.Want)
+	switch r.Want {
+	case WantURL, WantCommands, WantCertificate:
+	default:
+		return fleet.Errorf(fleet.CodeInvalid, "request: want %q, use url, commands or certificate", r.Want)
 	}
 	return fleet.Text("command", r.Command, 63)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/kernexhq/kernex/orchestrator"
 	"github.com/kernexhq/kernex/orchestrator/api"
 	"github.com/kernexhq/kernex/orchestrator/console"
+	"github.com/kernexhq/kernex/orchestrator/deviceca"
 	"github.com/kernexhq/kernex/orchestrator/objectstore"
 	"github.com/kernexhq/kernex/orchestrator/remote"
 	"github.com/kernexhq/kernex/pkg/buildinfo"
@@ -90,13 +91,19 @@ func (r *replica) start(ctx context.Context, transport *remote.Transport) error 
 	if _, err := objectstore.New(objects); err != nil { // before waiting for anything
 		return fleet.Errorf(fleet.CodeInvalid, "%w%s", err, hint(r.S3Insecure))
 	}
+	var ca *deviceca.CA
+	if r.CAKeyFile != "" {
+		if ca, err = deviceca.Open(r.CAKeyFile, r.CACertFile, r.DeviceCertLife); err != nil {
+			return err
+		}
+	}
 	if err := orchestrator.Await(ctx, r.StartWait, r.log, &objects, r.dsn(), r.PostgresDirect); err != nil {
 		return err
 	}
 	cfg := orchestrator.Config{
 		HTTP: r.HTTP, Postgres: r.dsn(), PostgresDirect: r.PostgresDirect, MaxConns: r.PostgresConns, Objects: objects,
 		CommandKeyFile: r.CommandKeyFile, AdminTokenFile: r.AdminTokenFile, Topics: protocol.NewTopics(r.Root), MaxBundle: int64(r.MaxBundle),
-		TrustedProxies: proxies, Console: console.Handler(), Logger: r.log, Registry: r.reg,
+		TrustedProxies: proxies, Console: console.Handler(), DeviceCA: ca, Logger: r.log, Registry: r.reg,
 		Ready:     []api.Check{{Name: "broker", Run: transport.Ready}},
 		Connected: transport.Connected(),
 	}

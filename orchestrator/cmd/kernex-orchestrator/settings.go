@@ -45,12 +45,17 @@ type settings struct {
 	BrokerKey          string `placeholder:"FILE" help:"Its private key, PEM, mode 0600."`
 	BrokerConnections  int    `default:"8" placeholder:"N" help:"Connections to the broker, which share the load."`
 
-	CommandKeyFile string      `placeholder:"FILE" help:"Key that signs commands, mode 0600; made if it is missing. Every replica needs the same: devices pin it."`
-	AdminTokenFile string      `placeholder:"FILE" help:"Where the first admin token is written; without it none is made."`
-	Root           string      `default:"kernex/v1" placeholder:"TOPIC" help:"Topic root."`
-	MaxBundle      config.Size `default:"512MiB" placeholder:"SIZE" help:"Largest bundle accepted."`
-	LogLevel       string      `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
-	LogFormat      string      `default:"auto" enum:"auto,json,console" help:"auto, json or console; auto is console on a terminal."`
+	CommandKeyFile string `placeholder:"FILE" help:"Key that signs commands, mode 0600; made if it is missing. Every replica needs the same: devices pin it."`
+	AdminTokenFile string `placeholder:"FILE" help:"Where the first admin token is written; without it none is made."`
+
+	CAKeyFile      string        `name:"ca-key-file" placeholder:"FILE" help:"Key of a CA that issues client certificates to devices, for brokers that ask for them, mode 0600; made if it is missing. Every replica needs the same. Without it none are issued."`
+	CACertFile     string        `name:"ca-cert-file" placeholder:"FILE" help:"Certificate of that CA, PEM; made if it is missing. The broker has to trust it."`
+	DeviceCertLife time.Duration `default:"2160h" placeholder:"TIME" help:"Life of a device's certificate, which it renews after two thirds."`
+
+	Root      string      `default:"kernex/v1" placeholder:"TOPIC" help:"Topic root."`
+	MaxBundle config.Size `default:"512MiB" placeholder:"SIZE" help:"Largest bundle accepted."`
+	LogLevel  string      `default:"info" enum:"debug,info,warn,error" help:"debug, info, warn or error."`
+	LogFormat string      `default:"auto" enum:"auto,json,console" help:"auto, json or console; auto is console on a terminal."`
 
 	Serve       struct{} `cmd:"" default:"1" help:"Run a replica (the default). Migrates the database first; replicas take turns."`
 	Migrate     struct{} `cmd:"" help:"Bring the database to this version's schema and end."`
@@ -84,6 +89,8 @@ func (s *settings) check() error {
 		return fleet.Errorf(fleet.CodeInvalid, "--internal and --secret-file belong together: give both or none")
 	case (s.InternalCert == "") != (s.InternalKey == "") || s.InternalCert != "" && s.Internal == "":
 		return fleet.Errorf(fleet.CodeInvalid, "--internal-cert and --internal-key belong together, with --internal")
+	case (s.CAKeyFile == "") != (s.CACertFile == ""):
+		return fleet.Errorf(fleet.CodeInvalid, "--ca-key-file and --ca-cert-file belong together: give both or none")
 	case s.PostgresConns < 4 || s.PostgresConns > 1000:
 		return fleet.Errorf(fleet.CodeInvalid, "--postgres-conns is %d, it must be between 4 and 1000", s.PostgresConns)
 	case s.StartWait < 0 || s.StartWait > time.Hour:
