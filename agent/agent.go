@@ -25,6 +25,7 @@ import (
 	"github.com/kernexhq/kernex/agent/update"
 	"github.com/kernexhq/kernex/pkg/bundle"
 	"github.com/kernexhq/kernex/pkg/durable"
+	"github.com/kernexhq/kernex/pkg/fleet"
 	"github.com/kernexhq/kernex/pkg/identity"
 	"github.com/kernexhq/kernex/pkg/logging"
 	"github.com/kernexhq/kernex/pkg/protocol"
@@ -33,6 +34,10 @@ import (
 // minRate is the slowest download that is not given up, in bytes a second: a
 // quarter of what GPRS does.
 const minRate = 1 << 10
+
+// approvalWait is between two questions of a pending device that may not
+// connect; it is how long one that may stays connected.
+const approvalWait = 30 * time.Second
 
 // Agent is one device. It holds the lock of its state directory from New until
 // Run has returned.
@@ -43,6 +48,7 @@ type Agent struct {
 	state    stateDir
 	cache    *cache
 	key      identity.PrivateKey
+	cert     *certificate
 	journal  *journal.Journal
 	programs *programs
 	machine  *update.Machine
@@ -86,6 +92,9 @@ func (a *Agent) open(files *durable.FS) (err error) {
 	if a.key, err = a.state.key(a.cfg.KeyType, known.DeviceID != ""); err != nil {
 		return err
 	}
+	if a.cert, err = openCertificate(a.state, a.key); err != nil {
+		a.log.Warn().Err(err).Msg("going on without a client certificate")
+	}
 	if known.DeviceID != "" {
 		if err := a.level.Set(known.Config.LogLevel); err != nil {
 			return err
@@ -95,7 +104,7 @@ func (a *Agent) open(files *durable.FS) (err error) {
 	if err != nil {
 		return err
 	}
-	a.endpoint = link.Endpoint{Broker: a.cfg.Broker, TLS: conf, Topics: protocol.NewTopics(a.cfg.Root), Log: a.log}
+	a.endpoint = link.Endpoint{Broker: a.cfg.Broker, EnrollBroker: a.cfg.EnrollBroker, TLS: conf, Topics: protocol.NewTopics(a.cfg.Root), Log: a.log}
 	if a.journal, err = journal.Open(files, journal.Path(a.state.dir)); err != nil {
 		return err
 	}
@@ -217,17 +226,45 @@ func (a *Agent) enroll(ctx context.Context) error {
 		return err
 	}
 	e := a.cache.get()
+	if reply.Certificate != "" {
+		if err := a.takeCertificate(reply.Certificate); err != nil {
+			return err
+		}
+	}
 	a.log.Info().Str("device", e.DeviceID).Str("fleet", e.Fleet).Str("status", e.Status).Msg("enrolled")
 	return a.level.Set(e.Config.LogLevel)
+}
+
+// takeCertificate keeps what the orchestrator has issued.
+func (a *Agent) takeCertificate(text string) error {
+	taken, err := a.cert.take(text, a.cache.get().DeviceID)
+	if taken {
+		a.log.Info().Time("until", a.cert.get().Leaf.NotAfter).Msg("new client certificate")
+	}
+	return err
+}
+
+// recertify enrols again, which gives the same identity and a certificate.
+func (a *Agent) recertify(ctx context.Context) error {
+	if err := a.enroll(ctx); err != nil {
+		return err
+	}
+	if a.cert.get() == nil {
+		return fleet.Errorf(fleet.CodeUnavailable, "the orchestrator issues no certificate to this device")
+	}
+	return nil
 }
 
 // awaitApproval shows that a pending device is alive, for a while, and asks
 // whether it was approved.
 func (a *Agent) awaitApproval(ctx context.Context) error {
-	if err := a.connect(ctx, true); err != nil || ctx.Err() != nil {
+	pause := time.Second + rand.N(4*time.Second) //nolint:gosec // jitter
+	if a.cfg.EnrollBroker != "" && a.cert.get() == nil {
+		pause += approvalWait // the other listener would refuse it
+	} else if err := a.connect(ctx, true); err != nil || ctx.Err() != nil {
 		return err
 	}
-	timer := time.NewTimer(time.Second + rand.N(4*time.Second)) //nolint:gosec // jitter
+	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
@@ -245,7 +282,8 @@ func (a *Agent) connect(ctx context.Context, once bool) error {
 	if err != nil && !once {
 		return err
 	}
-	l := link.New(a.endpoint, link.Device{ID: e.DeviceID, Fleet: e.Fleet, Key: a.key}, &peer{Agent: a, commandKey: key})
+	device := link.Device{ID: e.DeviceID, Fleet: e.Fleet, Key: a.key, Certificate: a.cert.get, Recertify: a.recertify}
+	l := link.New(a.endpoint, device, &peer{Agent: a, commandKey: key})
 	l.SetHeartbeat(time.Duration(e.Config.HeartbeatIntervalS) * time.Second)
 	a.link.Store(l)
 	ctx, cancel := context.WithCancel(ctx)

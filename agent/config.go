@@ -11,15 +11,16 @@ import (
 
 // Config is everything an installation sets; Parse describes each flag.
 type Config struct {
-	State       string // directory of key, journal and releases
-	Broker      string // URL
-	CA          string // PEM file; "" is the system's authorities
-	EnrollToken string
-	DeviceType  string
-	Serial      string
-	KeyType     string // of identity.Generate
-	Root        string // topic root
-	LogLevel    string // before the orchestrator sets one
+	State        string // directory of key, journal and releases
+	Broker       string // URL
+	EnrollBroker string // URL of the listener for enrolment; "" is Broker
+	CA           string // PEM file; "" is the system's authorities
+	EnrollToken  string
+	DeviceType   string
+	Serial       string
+	KeyType      string // of identity.Generate
+	Root         string // topic root
+	LogLevel     string // before the orchestrator sets one
 
 	// Percentages from which the device is degraded or in error; 0 is never.
 	CPUDegraded, CPUError       float64

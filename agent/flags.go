@@ -31,6 +31,7 @@ func Parse(args []string, getenv func(string) string, out io.Writer) (Config, er
 	f.SetOutput(io.Discard) // errors are returned
 	f.StringVar(&c.State, "state", "", "`DIR` of key, journal and releases; made 0700 (required)")
 	f.StringVar(&c.Broker, "broker", "", "`URL` of the MQTT broker, tcp://HOST:PORT or mqtts://HOST:PORT (required)")
+	f.StringVar(&c.EnrollBroker, "enroll-broker", "", "`URL` where to enrol, on brokers that ask devices for a client certificate everywhere else; default: --broker")
 	f.StringVar(&c.CA, "ca", "", "PEM `FILE` with the certificate authorities of broker and object store, instead of the system's")
 	f.StringVar(&c.EnrollToken, "enroll-token", "", "claim `TOKEN` for the first start; without one an operator has to approve the device")
 	f.StringVar(&c.DeviceType, "device-type", "", "`NAME` of the kind of device, which bundles may ask for")

@@ -49,9 +49,10 @@ type orchestrator struct {
 	changed   chan struct{} // closed and replaced whenever something is noted
 	devices   map[string]identity.PublicKey
 	byKey     map[string]string
-	pending   bool // devices enrol as pending
-	mute      bool // acknowledge no result
-	enrolled  int  // finished enrolments
+	certify   func(id string, key identity.PublicKey) string // PEM; nil: no certificates
+	pending   bool                                           // devices enrol as pending
+	mute      bool                                           // acknowledge no result
+	enrolled  int                                            // finished enrolments
 	beats     []protocol.Heartbeat
 	states    []protocol.State
 	results   []protocol.Result
@@ -173,6 +174,9 @@ func (o *orchestrator) Receive(topic string, payload []byte) {
 		var m protocol.Request
 		o.decode(kind, payload, &m)
 		o.requests = append(o.requests, m)
+		if m.Want == protocol.WantCertificate && o.certify != nil {
+			o.publish(o.topics.Device(id, protocol.KindAck), protocol.Ack{Time: time.Now().Unix(), Certificate: o.certify(id, o.devices[id])})
+		}
 	case protocol.KindPresence:
 		var m protocol.Presence
 		o.decode(kind, payload, &m)
@@ -237,8 +241,11 @@ func (o *orchestrator) enroll(nonce string, m protocol.EnrollRequest) protocol.E
 	if o.pending {
 		status = "pending"
 	}
-	config := fleet.DefaultConfig()
-	return protocol.EnrollReply{
+	cert, config := "", fleet.DefaultConfig()
+	if o.certify != nil && !o.pending {
+		cert = o.certify(id, key)
+	}
+	return protocol.EnrollReply{Certificate: cert,
 		Time: time.Now().Unix(), DeviceID: id, RegistrationToken: "receipt", Status: status, Fleet: fleetName, TrustMode: "open",
 		CommandKey: base64.RawURLEncoding.EncodeToString(o.key.Public().(ed25519.PublicKey)), Config: &config,
 	}

@@ -28,7 +28,10 @@ func (p *peer) NextSession() (int64, error) {
 }
 
 // Up implements link.Peer.
-func (p *peer) Up(session int64, restricted bool) { p.reports.up(session, restricted) }
+func (p *peer) Up(session int64, restricted bool) {
+	p.cert.reconnected()
+	p.reports.up(session, restricted)
+}
 
 // Down implements link.Peer.
 func (p *peer) Down() { p.reports.down() }
@@ -49,6 +52,12 @@ func (p *peer) Message(kind protocol.Kind, payload []byte) {
 		}
 		if err := p.machine.Acked(ack.Results); err != nil {
 			p.log.Error().Err(err).Msg("an ack could not be recorded")
+		}
+		p.cert.serverTime(ack.Time)
+		if ack.Certificate != "" {
+			if err := p.takeCertificate(ack.Certificate); err != nil {
+				p.log.Error().Err(err).Msg("the new client certificate is not used")
+			}
 		}
 		p.reports.acked(ack)
 	}

@@ -186,6 +186,11 @@ func (r *reports) round(ctx context.Context, v *vitals) time.Duration {
 			r.send(ctx, protocol.KindResult, 1, result)
 		}
 		wait = min(wait, next)
+		ask, next := r.cert.due(now)
+		if ask {
+			r.send(ctx, protocol.KindRequest, 1, protocol.Request{Want: protocol.WantCertificate})
+		}
+		wait = min(wait, next)
 	}
 	if h, next := v.heartbeat(now); h != nil {
 		r.send(ctx, protocol.KindHeartbeat, 0, h)

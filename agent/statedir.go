@@ -22,6 +22,7 @@ type stateDir struct {
 }
 
 func (s stateDir) keyPath() string    { return filepath.Join(s.dir, "identity", "key.pem") }
+func (s stateDir) certPath() string   { return filepath.Join(s.dir, "identity", "cert.pem") }
 func (s stateDir) configPath() string { return filepath.Join(s.dir, "device_config.json") }
 
 // openState makes the directory, takes its lock and refuses secrets that others

@@ -24,10 +24,11 @@ const replyWait = 10 * time.Second
 
 // Endpoint is where and how to connect.
 type Endpoint struct {
-	Broker string
-	TLS    *tls.Config
-	Topics protocol.Topics
-	Log    zerolog.Logger
+	Broker       string
+	EnrollBroker string // where to enrol; "" is Broker
+	TLS          *tls.Config
+	Topics       protocol.Topics
+	Log          zerolog.Logger
 }
 
 // Enroll registers the device until the orchestrator has answered: with an
@@ -59,10 +60,13 @@ func (e Endpoint) Enroll(ctx context.Context, key identity.PrivateKey, req proto
 }
 
 func (e Endpoint) enrollOnce(ctx context.Context, key identity.PrivateKey, req protocol.EnrollRequest) (protocol.EnrollReply, error) {
-	nonce := random()
+	nonce, broker := random(), e.EnrollBroker
+	if broker == "" {
+		broker = e.Broker
+	}
 	replies := make(chan []byte, 4)
 	client, err := mqttclient.Dial(ctx, mqttclient.Options{
-		Broker: e.Broker, TLS: e.TLS, Username: "enroll", ClientID: nonce,
+		Broker: broker, TLS: e.TLS, Username: "enroll", ClientID: nonce,
 		OnMessage: func(_ string, payload []byte) {
 			select {
 			case replies <- payload:

@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,6 +26,12 @@ type Device struct {
 	ID    string
 	Fleet string // audience of the token
 	Key   identity.PrivateKey
+
+	// Certificate returns the client certificate for brokers that ask for one,
+	// nil if there is none.
+	Certificate func() *tls.Certificate
+	// Recertify gets another one, after such a broker would not go on.
+	Recertify func(ctx context.Context) error
 }
 
 // Peer is told what happens on the link. Its methods are called one at a time
@@ -43,10 +50,11 @@ type Peer interface {
 // Link keeps a device connected. Publish, Redial and Skew may be called from
 // any goroutine.
 type Link struct {
-	endpoint Endpoint
-	device   Device
-	peer     Peer
-	redial   chan string
+	endpoint  Endpoint
+	device    Device
+	peer      Peer
+	redial    chan string
+	certAsked bool // the broker asked for a client certificate; Run's own
 
 	mu        sync.Mutex
 	client    *mqttclient.Client
@@ -92,6 +100,15 @@ func (l *Link) Run(ctx context.Context, once bool) error {
 			}
 			if once {
 				return nil
+			}
+		case l.certAsked && refusedCertificate(err) && l.device.Recertify != nil:
+			limit = maxWaitAuth
+			if once {
+				return nil
+			}
+			l.endpoint.Log.Warn().Err(err).Msg("the broker does not take the client certificate: getting another")
+			if err := l.device.Recertify(ctx); err != nil {
+				l.endpoint.Log.Error().Err(err).Msg("no other client certificate")
 			}
 		}
 		d := wait.next(limit)
@@ -154,7 +171,7 @@ func (l *Link) session(ctx context.Context) (restricted bool, err error) {
 	}
 	topic := func(k protocol.Kind) string { return l.endpoint.Topics.Device(l.device.ID, k) }
 	client, err := mqttclient.Dial(ctx, mqttclient.Options{
-		Broker: l.endpoint.Broker, TLS: l.endpoint.TLS, Username: l.device.ID, ClientID: l.device.ID, Password: token,
+		Broker: l.endpoint.Broker, TLS: l.tlsConfig(), Username: l.device.ID, ClientID: l.device.ID, Password: token,
 		WillTopic: topic(protocol.KindPresence), WillPayload: goodbye, WillQoS: 1, KeepAlive: keepAlive,
 		OnMessage: func(t string, payload []byte) {
 			if kind, id, ok := l.endpoint.Topics.Parse(t); ok && id == l.device.ID {
