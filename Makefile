@@ -8,16 +8,18 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 EXAMPLEBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -buildid='
 LINT_VERSION := v2.12.2
 LINT := $(BIN)/tools/golangci-lint-$(LINT_VERSION)
+PROGRAMS := ./orchestrator/cmd/kernex ./orchestrator/cmd/kernex-orchestrator ./broker/cmd/kernex-broker ./agent/cmd/kernex-agent
 EXAMPLE := deployments/examples/edge-inference
 EXAMPLE_VERSIONS := 1.0.0 1.1.0 2.0.0
 
 # What running and testing need beyond Go: a command, and the Debian package
 # that brings it. The server package of Postgres puts initdb outside PATH.
 RUN_PACKAGES := initdb:postgresql
-TEST_PACKAGES := $(RUN_PACKAGES) mosquitto_sub:mosquitto-clients mosquitto:mosquitto minisign:minisign strace:strace tc:iproute2
+TEST_PACKAGES := $(RUN_PACKAGES) mosquitto_sub:mosquitto-clients mosquitto:mosquitto minisign:minisign strace:strace tc:iproute2 \
+  openssl:openssl systemd-analyze:systemd
 
 .DEFAULT_GOAL := help
-.PHONY: help run test build examples lint fmt bench fuzz ui clean deps-run deps-test
+.PHONY: help run test build dist examples lint fmt bench fuzz ui clean deps-run deps-test
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,7 +32,12 @@ test: deps-test build ## all tests, with the race detector
 
 build: examples ## kernex, kernex-broker, kernex-orchestrator and kernex-agent into bin/, examples ready to push
 	@mkdir -p $(BIN)
-	$(GOBUILD) -o $(BIN)/ $(addprefix ./,$(wildcard */cmd/*))
+	$(GOBUILD) -o $(BIN)/ $(PROGRAMS)
+
+dist: ## all programs for amd64, arm64, arm v6 and v7 into bin/dist/
+	@for a in amd64: arm64: arm:6 arm:7; do d=$(BIN)/dist/$${a%%:*}$${a##*:}; mkdir -p $$d; echo $$d; \
+	  GOOS=linux GOARCH=$${a%%:*} GOARM=$${a##*:} $(GOBUILD) -o $$d/ $(PROGRAMS) || exit 1; \
+	  cp deployments/systemd/install.sh deployments/systemd/uninstall.sh deployments/systemd/kernex-agent.service $$d/; done
 
 examples: ## the example bundles' program, into each version
 	@for v in $(EXAMPLE_VERSIONS); do $(EXAMPLEBUILD) -o $(EXAMPLE)/$$v/server ./$(EXAMPLE)/server || exit 1; done
