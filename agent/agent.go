@@ -20,6 +20,7 @@ import (
 	"github.com/kernexhq/kernex/agent/install"
 	"github.com/kernexhq/kernex/agent/journal"
 	"github.com/kernexhq/kernex/agent/link"
+	"github.com/kernexhq/kernex/agent/logs"
 	"github.com/kernexhq/kernex/agent/probe"
 	"github.com/kernexhq/kernex/agent/run"
 	"github.com/kernexhq/kernex/agent/update"
@@ -53,6 +54,8 @@ type Agent struct {
 	programs *programs
 	machine  *update.Machine
 	reports  *reports
+	runLog   *logs.File
+	shipper  *logs.Shipper
 	endpoint link.Endpoint
 	link     atomic.Pointer[link.Link] // nil before the first
 }
@@ -115,10 +118,14 @@ func (a *Agent) open(files *durable.FS) (err error) {
 	if err := files.MkdirAll("log-dir", filepath.Dir(logPath(a.state.dir)), 0o700); err != nil {
 		return err
 	}
+	if a.runLog, err = logs.Open(logPath(a.state.dir), logs.Size); err != nil {
+		return err
+	}
+	a.shipper = logs.NewShipper(a.runLog, a.sendLog)
 	a.reports = newReports(a)
 	starter := run.NewStarter(a.cfg.Shim...)
 	a.programs = &programs{
-		cache: a.cache, store: store, starter: starter, privileged: a.cfg.AllowPrivileged, log: logPath(a.state.dir),
+		cache: a.cache, store: store, starter: starter, privileged: a.cfg.AllowPrivileged, log: a.runLog,
 		supervisor: run.NewSupervisor(starter, a.reports.wake),
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
@@ -127,6 +134,7 @@ func (a *Agent) open(files *durable.FS) (err error) {
 		Journal:  a.journal,
 		Fetcher:  &fetch.Fetcher{FS: files, Path: store.Archive, Client: &http.Client{Transport: transport}, Log: a.log, Backoff: time.Second, MinRate: minRate},
 		Archives: store, Releases: store, Programs: a.programs,
+		Errands:  errands{a},
 		Trust:    trust{cache: a.cache, deviceType: a.cfg.DeviceType},
 		Reporter: a.reports, Log: a.log,
 	}, update.Options{Keep: a.cfg.KeepReleases, Pause: 10 * time.Second})
@@ -148,8 +156,11 @@ func (a *Agent) now() time.Time {
 
 func (a *Agent) close() error {
 	var err error
+	if a.runLog != nil {
+		err = a.runLog.Close()
+	}
 	if a.journal != nil {
-		err = a.journal.Close()
+		err = errors.Join(err, a.journal.Close())
 	}
 	return errors.Join(err, a.state.close())
 }
@@ -163,14 +174,19 @@ func (a *Agent) DeviceID() string { return a.cache.get().DeviceID }
 func (a *Agent) Run(ctx context.Context) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var tasks sync.WaitGroup
+	told := newNotifier(a.cfg.NotifySocket)
 	defer func() {
+		told.say("STOPPING=1")
 		cancel(nil)
 		tasks.Wait()
 		a.programs.Stop()
 		err = errors.Join(err, a.close())
 	}()
 	a.log.Info().Str("state", a.state.dir).Str("broker", a.cfg.Broker).Str("key", a.key.Public().Fingerprint()).
-		Bool("pid_namespaces", a.programs.starter.Namespaced()).Msg("kernex-agent starts")
+		Bool("pid_namespaces", a.programs.starter.Namespaced()).AnErr("processes_not_bounded", a.programs.starter.Bounded()).Msg("kernex-agent starts")
+	told.say("READY=1")
+	tasks.Go(func() { told.watchdog(ctx, a.cfg.Watchdog, a.alive) })
+	tasks.Go(func() { a.shipper.Run(ctx) })
 	// The release runs whether or not the network is there.
 	tasks.Go(func() {
 		if err := a.machine.Run(ctx); err != nil {

@@ -108,11 +108,11 @@ func TestCommandsThatBreakARuleAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.edit(func() { o.seq = 10 })
-	mark := o.command(d.DeviceID(), protocol.CommandRestart)
+	mark := o.command(d.DeviceID(), protocol.CommandRotateKey)
 	mark.ClosedThrough = 8
 	o.send(mark, o.key)
 	if r := o.final(mark.ID); r.State != fleet.TargetRejected || r.Error.Code != fleet.CodeUnsupported {
-		t.Errorf("restart: %+v", r)
+		t.Errorf("rotate_key: %+v", r)
 	}
 	for name, tc := range map[string]struct {
 		change func(*protocol.Command)

@@ -3,6 +3,7 @@ package agent
 import (
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/kernexhq/kernex/agent/probe"
 	"github.com/kernexhq/kernex/pkg/fleet"
@@ -30,6 +31,9 @@ type Config struct {
 	KeepReleases    int   // on disk, the current one included; 0 is 2
 	MaxBundleBytes  int64 // 0 is bundle.DefaultMaxBytes
 	AllowPrivileged bool  // let bundles that ask for it gain privileges
+
+	NotifySocket string        // systemd's, to say READY=1 and so on; "" is nobody
+	Watchdog     time.Duration // systemd restarts the agent after such a silence; 0 is never
 
 	// Shim starts bundle programs; tests set it, whose binary is not the agent.
 	Shim []string

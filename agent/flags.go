@@ -74,6 +74,7 @@ func Parse(args []string, getenv func(string) string, out io.Writer) (Config, er
 			err = fmt.Errorf("%s=%q: %w", envOf(g.Name), v, e)
 		}
 	})
+	c.NotifySocket, c.Watchdog = notifySettings(getenv)
 	if err == nil && !slices.Contains(keyTypes, c.KeyType) {
 		err = fmt.Errorf("--key-type is %q, use %s", c.KeyType, strings.Join(keyTypes, ", "))
 	}

@@ -58,6 +58,7 @@ type orchestrator struct {
 	results   []protocol.Result
 	requests  []protocol.Request
 	presences []protocol.Presence
+	logs      []protocol.Log
 	files     map[string][]byte
 	serve     http.HandlerFunc // replaces the files, if set
 	served    int              // archive requests
@@ -177,6 +178,10 @@ func (o *orchestrator) Receive(topic string, payload []byte) {
 		if m.Want == protocol.WantCertificate && o.certify != nil {
 			o.publish(o.topics.Device(id, protocol.KindAck), protocol.Ack{Time: time.Now().Unix(), Certificate: o.certify(id, o.devices[id])})
 		}
+	case protocol.KindLog:
+		var m protocol.Log
+		o.decode(kind, payload, &m)
+		o.logs = append(o.logs, m)
 	case protocol.KindPresence:
 		var m protocol.Presence
 		o.decode(kind, payload, &m)

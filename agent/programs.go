@@ -27,8 +27,8 @@ type programs struct {
 	store      *install.Store
 	starter    *run.Starter
 	supervisor *run.Supervisor
-	privileged bool   // the device's policy
-	log        string // of the long-running program
+	privileged bool    // the device's policy
+	log        run.Log // of the long-running program
 }
 
 func (p *programs) program(r update.Release, args ...string) run.Program {

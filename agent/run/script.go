@@ -46,7 +46,7 @@ func (s *Starter) Script(ctx context.Context, p Program, limit time.Duration) Ou
 	case <-proc.Done():
 		o.TimedOut = false // it ended at the same moment
 	default:
-		kill(proc)
+		proc.kill()
 		o.Code = -1
 	}
 	switch {

@@ -28,38 +28,56 @@ const (
 // what a shell answers for a command that is not found.
 const shimFailed = 127
 
+// noGroup stands for a shim that stays in the agent's cgroup.
+const noGroup = "-"
+
+// lifeline is the descriptor that ends when the agent does, or when it wants
+// the program to.
+const lifeline = 3
+
 // Shim is the whole process between the agent and a bundle's program. args are
-// "0" or "1" (whether the program may gain privileges) and the program with its
-// arguments. It limits itself, starts the program, forwards signals, reaps
-// whatever is left to it and returns the program's exit status, 128 + n after
-// signal n. As PID 1 of a namespace its own end ends everything in it.
+// "0" or "1" (whether the program may gain privileges), the cgroup.procs file of
+// the cgroup to enter or "-", and the program with its arguments; descriptor 3
+// is a pipe from the agent. It limits itself, starts the program, forwards
+// signals, reaps whatever is left to it and returns the program's exit status,
+// 128 + n after signal n. As PID 1 of a namespace its own end ends everything in
+// it; elsewhere it kills its descendants itself.
 func Shim(args []string) int {
-	if len(args) < 2 {
-		fmt.Fprintln(os.Stderr, "shim: needs 0 or 1 and a program; only the agent starts it")
+	if len(args) < 3 {
+		fmt.Fprintln(os.Stderr, "shim: needs 0 or 1, a cgroup and a program; only the agent starts it")
 		return shimFailed
 	}
+	syscall.CloseOnExec(lifeline)
 	// no_new_privs and the parent-death signal belong to the thread that forks.
 	runtime.LockOSThread()
-	if err := confine(args[0] == "1"); err != nil {
+	if args[1] != noGroup {
+		if err := writeKnob(args[1], "0"); err != nil {
+			fmt.Fprintf(os.Stderr, "shim: enter the cgroup: %v\n", err)
+			return shimFailed
+		}
+	}
+	privileged, args := args[0] == "1", args[2:]
+	if err := confine(privileged); err != nil {
 		fmt.Fprintf(os.Stderr, "shim: %v\n", err)
 		return shimFailed
 	}
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
-	path, err := exec.LookPath(args[1])
+	path, err := exec.LookPath(args[0])
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\n", args[1], errors.Unwrap(err))
+		fmt.Fprintf(os.Stderr, "%s: %v\n", args[0], errors.Unwrap(err))
 		return shimFailed
 	}
-	pid, err := syscall.ForkExec(path, args[1:], &syscall.ProcAttr{
+	pid, err := syscall.ForkExec(path, args, &syscall.ProcAttr{
 		Env:   os.Environ(),
 		Files: []uintptr{0, 1, 2},
 		Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
 	})
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\n", args[1], err)
+		fmt.Fprintf(os.Stderr, "%s: %v\n", args[0], err)
 		return shimFailed
 	}
+	go untilTheAgentEnds(pid)
 	go func() {
 		for s := range signals {
 			_ = syscall.Kill(pid, s.(syscall.Signal)) // it may just have ended
@@ -70,6 +88,21 @@ func Shim(args []string) int {
 		killChildren()
 	}
 	return code
+}
+
+// untilTheAgentEnds waits for the pipe's end, which no death of the agent can
+// keep from coming, and then ends the program.
+func untilTheAgentEnds(pid int) {
+	var b [1]byte
+	for {
+		if _, err := syscall.Read(lifeline, b[:]); !errors.Is(err, syscall.EINTR) {
+			break
+		}
+	}
+	if os.Getpid() == 1 {
+		os.Exit(128 + int(syscall.SIGKILL)) // and the kernel kills the rest
+	}
+	_ = syscall.Kill(pid, syscall.SIGKILL) // Shim kills the rest when it has reaped it
 }
 
 // confine sets what the program inherits.

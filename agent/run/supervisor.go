@@ -6,11 +6,10 @@ import (
 	"io"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/kernexhq/kernex/pkg/bundle"
-	"github.com/kernexhq/kernex/pkg/child"
+	"github.com/kernexhq/kernex/pkg/fleet"
 )
 
 // Waiting between restarts. A program that has run for steady counts as well
@@ -24,11 +23,17 @@ const (
 // wordsBytes is how much of the program's last output stands in a status.
 const wordsBytes = 4 << 10
 
+// Log takes the program's output and what happens to it.
+type Log interface {
+	io.Writer
+	Note(level, text string) // level is info or warn
+}
+
 // Service is a release's long-running program.
 type Service struct {
 	Program Program
 	Policy  bundle.Run
-	Log     string // path of its log file; rotated at 1 MiB, one older file kept
+	Log     Log
 }
 
 // Status is how the long-running program does.
@@ -47,6 +52,7 @@ type Status struct {
 type Supervisor struct {
 	starter *Starter
 	changed func()
+	again   chan struct{}
 
 	mu     sync.Mutex
 	status Status
@@ -58,7 +64,7 @@ type Supervisor struct {
 // NewSupervisor returns a Supervisor that runs nothing. changed is called, from
 // any goroutine, whenever the status changes.
 func NewSupervisor(starter *Starter, changed func()) *Supervisor {
-	return &Supervisor{starter: starter, changed: changed}
+	return &Supervisor{starter: starter, changed: changed, again: make(chan struct{}, 1)}
 }
 
 // Status returns how the program does.
@@ -79,23 +85,20 @@ func (s *Supervisor) set(change func(*Status)) {
 // failed; nothing runs then.
 func (s *Supervisor) Start(svc Service) error {
 	s.Stop()
-	log, err := openLog(svc.Log, logBytes)
-	if err != nil {
-		return err
+	select {
+	case <-s.again: // meant for what ran before
+	default:
 	}
-	tail := newOutput(0, wordsBytes)
-	proc, err := s.starter.start(svc.Program, io.MultiWriter(log, tail))
-	if err != nil {
-		_ = log.Close()
+	k := &keeper{Supervisor: s, svc: svc}
+	if err := k.start(); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(context.Background()) // ended by Stop
 	s.cancel, s.done = cancel, make(chan struct{})
-	s.set(func(st *Status) { *st = Status{Wanted: true, Running: true, PID: proc.PID()} })
+	s.set(func(st *Status) { *st = Status{Wanted: true, Running: true, PID: k.proc.PID()} })
 	go func() {
 		defer close(s.done)
-		defer func() { _ = log.Close() }()
-		s.keep(ctx, svc, proc, log, tail)
+		k.keep(ctx)
 	}()
 	return nil
 }
@@ -112,66 +115,145 @@ func (s *Supervisor) Stop() {
 	s.set(func(st *Status) { *st = Status{} })
 }
 
-// keep restarts the program until ctx ends or the policy says no.
-func (s *Supervisor) keep(ctx context.Context, svc Service, proc *child.Process, log io.Writer, tail *output) {
-	wait, restarts := firstWait, 0
+// Restart makes the program start anew, also one that was given up or has
+// ended; it does not wait for it. The error says that there is none.
+func (s *Supervisor) Restart() error {
+	s.mu.Lock()
+	there := s.status != Status{}
+	s.mu.Unlock()
+	if !there {
+		return fleet.Errorf(fleet.CodeConflict, "no program runs here that could be started again")
+	}
+	select {
+	case s.again <- struct{}{}:
+	default: // one is due already
+	}
+	return nil
+}
+
+// keeper is one service's life.
+type keeper struct {
+	*Supervisor
+	svc      Service
+	proc     *process
+	tail     *output
+	restarts int
+	wait     time.Duration
+}
+
+func (k *keeper) name() string { return strings.Join(k.svc.Program.Args, " ") }
+
+func (k *keeper) start() (err error) {
+	k.tail = newOutput(0, wordsBytes)
+	k.proc, err = k.starter.start(k.svc.Program, io.MultiWriter(k.svc.Log, k.tail))
+	if err == nil {
+		k.svc.Log.Note("info", "started "+k.name())
+	}
+	return err
+}
+
+// keep restarts the program until ctx ends. When the policy says no it waits
+// for somebody to ask.
+func (k *keeper) keep(ctx context.Context) {
+	k.wait = firstWait
 	for {
 		begun := time.Now()
+		var words string
+		asked := false
 		select {
 		case <-ctx.Done():
-			proc.Stop(child.Step{Signal: syscall.SIGTERM, Wait: time.Duration(svc.Policy.StopTimeoutS) * time.Second})
+			k.proc.stop(k.patience())
+			k.svc.Log.Note("info", "stopped "+k.name())
 			return
-		case <-proc.Done():
+		case <-k.again:
+			k.proc.stop(k.patience())
+			asked, words = true, "restart asked for"
+		case <-k.proc.Done():
+			words = exitWords(k.proc.Err())
 		}
-		words := exitWords(proc.Err())
-		if time.Since(begun) > steady {
-			wait, restarts = firstWait, 0
+		if asked || time.Since(begun) > steady {
+			k.wait, k.restarts = firstWait, 0
 		}
-		again := svc.Policy.Restart == bundle.RestartAlways || svc.Policy.Restart == bundle.RestartOnFailure && words != ""
-		for {
-			gaveUp := again && restarts >= svc.Policy.MaxRestarts || !again && words != ""
-			s.ended(svc, words, tail.String(), restarts, again && !gaveUp, gaveUp)
-			if !again || gaveUp || !pause(ctx, wait) {
-				return
+		if !k.next(ctx, words, asked) {
+			return
+		}
+		k.set(func(st *Status) {
+			st.Wanted, st.Running, st.GaveUp, st.PID, st.Restarts = true, true, false, k.proc.PID(), k.restarts
+		})
+	}
+}
+
+func (k *keeper) patience() time.Duration {
+	return time.Duration(k.svc.Policy.StopTimeoutS) * time.Second
+}
+
+// next starts the program again after it has ended, when the policy or an
+// operator wants it; false means that ctx has ended.
+func (k *keeper) next(ctx context.Context, words string, asked bool) bool {
+	for {
+		again := asked || k.svc.Policy.Restart == bundle.RestartAlways || k.svc.Policy.Restart == bundle.RestartOnFailure && words != ""
+		gaveUp := !asked && (again && k.restarts >= k.svc.Policy.MaxRestarts || !again && words != "")
+		k.ended(words, again && !gaveUp, gaveUp)
+		switch {
+		case asked: // at once
+		case again && !gaveUp:
+			ok := false
+			if ok, asked = k.pause(ctx, k.wait); !ok {
+				return false
 			}
-			wait, restarts = min(2*wait, maxWait), restarts+1
-			tail = newOutput(0, wordsBytes)
-			next, err := s.starter.start(svc.Program, io.MultiWriter(log, tail))
-			if err == nil {
-				proc = next
-				break
+			k.wait, k.restarts = min(2*k.wait, maxWait), k.restarts+1
+		default:
+			select {
+			case <-ctx.Done():
+				return false
+			case <-k.again:
+				asked = true
 			}
-			words = err.Error()
 		}
-		n := restarts
-		s.set(func(st *Status) { st.Running, st.PID, st.Restarts = true, proc.PID(), n })
+		if asked {
+			k.wait, k.restarts = firstWait, 0
+		}
+		err := k.start()
+		if err == nil {
+			return true
+		}
+		words, asked = err.Error(), false
 	}
 }
 
 // ended notes how the program ended and whether it will be started again.
-func (s *Supervisor) ended(svc Service, words, output string, restarts int, again, gaveUp bool) {
+func (k *keeper) ended(words string, again, gaveUp bool) {
 	if words == "" {
 		words = "exit status 0"
 	}
-	reason := fmt.Sprintf("%s: %s", strings.Join(svc.Program.Args, " "), words)
-	if gaveUp && restarts > 0 {
-		reason += fmt.Sprintf(", after %d restarts", restarts)
+	reason := fmt.Sprintf("%s: %s", k.name(), words)
+	if gaveUp && k.restarts > 0 {
+		reason += fmt.Sprintf(", after %d restarts", k.restarts)
 	}
-	s.set(func(st *Status) {
-		st.Running, st.PID, st.Restarts = false, 0, restarts
+	switch {
+	case gaveUp:
+		k.svc.Log.Note("warn", reason+"; it is not started again")
+	default:
+		k.svc.Log.Note("warn", reason)
+	}
+	k.set(func(st *Status) {
+		st.Running, st.PID, st.Restarts = false, 0, k.restarts
 		st.Wanted = again || gaveUp
-		st.GaveUp, st.Reason, st.Output = gaveUp, reason, output
+		st.GaveUp, st.Reason, st.Output = gaveUp, reason, k.tail.String()
 	})
 }
 
-// pause waits for d; false means that ctx ended first.
-func pause(ctx context.Context, d time.Duration) bool {
+// pause waits for d, or until a restart is asked for; ok is false when ctx ended
+// first.
+func (k *keeper) pause(ctx context.Context, d time.Duration) (ok, asked bool) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
-		return false
+		return false, false
+	case <-k.again:
+		return true, true
 	case <-t.C:
-		return true
+		return true, false
 	}
 }

@@ -3,14 +3,41 @@ package run
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/kernexhq/kernex/pkg/bundle"
 )
 
+// notes is a Log in memory.
+type notes struct {
+	mu    sync.Mutex
+	text  strings.Builder
+	notes []string
+}
+
+func (n *notes) Write(p []byte) (int, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.text.Write(p)
+}
+
+func (n *notes) Note(level, text string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.notes = append(n.notes, level+" "+text)
+}
+
+func (n *notes) all() (text string, noted []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.text.String(), slices.Clone(n.notes)
+}
+
 func service(dir, script string, policy bundle.Run) Service {
-	return Service{Program: sh(dir, script), Policy: policy, Log: filepath.Join(dir, "run.log")}
+	return Service{Program: sh(dir, script), Policy: policy, Log: &notes{}}
 }
 
 func TestTheProgramIsRestartedUntilItsLimitAndThenGivenUp(t *testing.T) {
@@ -18,7 +45,8 @@ func TestTheProgramIsRestartedUntilItsLimitAndThenGivenUp(t *testing.T) {
 	dir := t.TempDir()
 	s := NewSupervisor(starter(), func() {})
 	defer s.Stop()
-	if err := s.Start(service(dir, "echo run >> runs; echo boom >&2; exit 4", bundle.Run{Restart: bundle.RestartAlways, MaxRestarts: 2})); err != nil {
+	svc := service(dir, "echo run >> runs; echo boom >&2; exit 4", bundle.Run{Restart: bundle.RestartAlways, MaxRestarts: 2})
+	if err := s.Start(svc); err != nil {
 		t.Fatal(err)
 	}
 	waitFor(t, "the supervisor to give up", func() bool { return s.Status().GaveUp })
@@ -29,8 +57,9 @@ func TestTheProgramIsRestartedUntilItsLimitAndThenGivenUp(t *testing.T) {
 	if runs, _ := os.ReadFile(filepath.Join(dir, "runs")); string(runs) != "run\nrun\nrun\n" {
 		t.Errorf("it ran: %q", runs)
 	}
-	if log, _ := os.ReadFile(filepath.Join(dir, "run.log")); string(log) != "boom\nboom\nboom\n" {
-		t.Errorf("its log: %q", log)
+	text, noted := svc.Log.(*notes).all()
+	if text != "boom\nboom\nboom\n" || len(noted) != 6 || !strings.HasPrefix(noted[0], "info started ") || !strings.HasSuffix(noted[5], "exit status 4, after 2 restarts; it is not started again") {
+		t.Errorf("its log: %q, notes %q", text, noted)
 	}
 }
 
@@ -76,22 +105,41 @@ func TestStopAsksFirstAndThenKills(t *testing.T) {
 	}
 }
 
-func TestTheLogIsRotated(t *testing.T) {
+func TestARestartStartsTheProgramAnewAlsoOneThatWasGivenUp(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "run.log")
-	l, err := openLog(path, 100)
-	if err != nil {
-		t.Fatal(err)
+	dir := t.TempDir()
+	s := NewSupervisor(starter(), func() {})
+	defer s.Stop()
+	if err := s.Restart(); err == nil {
+		t.Error("a restart of nothing succeeded")
 	}
-	for range 10 {
-		_, _ = l.Write([]byte(strings.Repeat("x", 30)))
-	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range []string{path, path + ".1"} {
-		if info, err := os.Stat(p); err != nil || info.Size() > 100 || info.Size() == 0 {
-			t.Errorf("%s: %v %v", p, info, err)
+	runs := func(n int) func() bool {
+		return func() bool {
+			text, _ := os.ReadFile(filepath.Join(dir, "runs"))
+			return strings.Count(string(text), "run") == n
 		}
 	}
+	script := `echo run >> runs; [ -e broken ] && exit 3; exec sleep 1000`
+	if err := s.Start(service(dir, script, bundle.Run{Restart: bundle.RestartOnFailure, MaxRestarts: 0, StopTimeoutS: 1})); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the first run", runs(1))
+	if err := s.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the second run", runs(2))
+	if err := os.WriteFile(filepath.Join(dir, "broken"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "it to be given up", func() bool { return runs(3)() && s.Status().GaveUp })
+	if err := os.Remove(filepath.Join(dir, "broken")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "it to run again", func() bool { st := s.Status(); return runs(4)() && st.Running && !st.GaveUp && st.Restarts == 0 })
 }

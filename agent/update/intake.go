@@ -44,6 +44,13 @@ func (m *Machine) Take(c protocol.Command) error {
 		return m.settle(c, fleet.TargetSucceeded, nil)
 	case protocol.CommandCancel:
 		return m.cancel(c)
+	case protocol.CommandRestart, protocol.CommandLogs:
+		// Done before it is recorded: a crash in between does it twice, which
+		// harms less than never.
+		if err := m.parts.Errands.Do(c); err != nil {
+			return m.refuse(c, err)
+		}
+		return m.settle(c, fleet.TargetSucceeded, nil)
 	}
 	return m.refuse(c, fleet.Errorf(fleet.CodeUnsupported, "this agent does not know %s", c.Type))
 }

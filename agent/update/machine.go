@@ -21,6 +21,7 @@ type Parts struct {
 	Archives Archives
 	Releases Releases
 	Programs Programs
+	Errands  Errands
 	Trust    Trust
 	Reporter Reporter
 	Log      zerolog.Logger

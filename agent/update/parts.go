@@ -75,6 +75,13 @@ type Trust interface {
 	Admit(info *bundle.Info) error
 }
 
+// Errands are the commands that leave releases alone: restart and logs.
+type Errands interface {
+	// Do begins what c asks for and returns at once; an error is the reason of
+	// a rejection.
+	Do(c protocol.Command) error
+}
+
 // Reporter tells the orchestrator.
 type Reporter interface {
 	Progress(r protocol.Result)     // best effort

@@ -34,6 +34,7 @@ type Command struct {
 	Deploy        *Deploy     `json:"deploy,omitempty"`    // deploy and rollback
 	Configure     *Configure  `json:"configure,omitempty"` // configure
 	Cancel        *Cancel     `json:"cancel,omitempty"`    // cancel
+	Logs          *Logs       `json:"logs,omitempty"`      // logs
 }
 
 // Deploy is the body of deploy and rollback: which release, from where, how
@@ -72,7 +73,7 @@ type Cancel struct {
 // Validate checks that the command is whole: its body fits its type.
 func (c Command) Validate() error {
 	bodies := 0
-	for _, set := range []bool{c.Deploy != nil, c.Configure != nil, c.Cancel != nil} {
+	for _, set := range []bool{c.Deploy != nil, c.Configure != nil, c.Cancel != nil, c.Logs != nil} {
 		if set {
 			bodies++
 		}
@@ -90,7 +91,14 @@ func (c Command) Validate() error {
 		}
 	case CommandCancel:
 		ok = ok && c.Cancel != nil && c.Cancel.Command != ""
-	case CommandRestart, CommandLogs, CommandRotateKey:
+	case CommandLogs:
+		ok = ok && c.Logs != nil
+		if ok {
+			if err := c.Logs.Validate(); err != nil {
+				return err
+			}
+		}
+	case CommandRestart, CommandRotateKey:
 		ok = ok && bodies == 0
 	default:
 		return fleet.Errorf(fleet.CodeUnsupported, "command %s: type %q is unknown to this version", c.ID, c.Type)
