@@ -36,18 +36,18 @@ import (
 
 // Cmd is the command line of `kernex up`.
 type Cmd struct {
-	Data        string `default:"./.kernex" env:"KERNEX_DATA" placeholder:"DIR" help:"Everything that must survive: database, bundles, keys, the admin token ($${env})."`
-	HTTP        string `name:"http" default:"127.0.0.1:8080" env:"KERNEX_HTTP" placeholder:"ADDR" help:"Address of the admin API; port 0 picks a free one ($${env})."`
-	MQTT        string `name:"mqtt" default:"127.0.0.1:1883" env:"KERNEX_MQTT" placeholder:"ADDR" help:"Address for devices and monitoring tools ($${env})."`
-	S3Listen    string `name:"s3-listen" default:"127.0.0.1:8081" env:"KERNEX_S3_LISTEN" placeholder:"ADDR" help:"Address of the private object store, from which devices download ($${env})."`
-	S3PublicURL string `name:"s3-public-url" env:"KERNEX_S3_PUBLIC_URL" placeholder:"URL" help:"How devices reach the object store, where it is not the listen address ($${env})."`
-	Postgres    string `env:"KERNEX_POSTGRES" placeholder:"DSN" help:"Use this database instead of a private one ($${env})."`
-	Direct      string `name:"postgres-direct" env:"KERNEX_POSTGRES_DIRECT" placeholder:"DSN" help:"The same database without a pooler between, for notifications ($${env})."`
-	Demo        int    `default:"0" env:"KERNEX_DEMO" placeholder:"N" help:"Run N devices on this machine, labelled demo=true ($${env})."`
-	Agent       string `env:"KERNEX_AGENT" placeholder:"FILE" help:"kernex-agent for the demo devices; default: beside this program, or in PATH ($${env})."`
-	MaxBundle   Size   `default:"512MiB" env:"KERNEX_MAX_BUNDLE" placeholder:"SIZE" help:"Largest bundle accepted ($${env})."`
-	LogLevel    string `default:"info" enum:"debug,info,warn,error" env:"KERNEX_LOG_LEVEL" help:"debug, info, warn or error ($${env})."`
-	LogFormat   string `default:"auto" enum:"auto,json,console" env:"KERNEX_LOG_FORMAT" help:"auto, json or console; auto is console on a terminal ($${env})."`
+	Data        string `default:"./.kernex" env:"KERNEX_DATA" placeholder:"DIR" help:"Everything that must survive: database, bundles, keys, the admin token."`
+	HTTP        string `name:"http" default:"127.0.0.1:8080" env:"KERNEX_HTTP" placeholder:"ADDR" help:"Address of the admin API; port 0 picks a free one."`
+	MQTT        string `name:"mqtt" default:"127.0.0.1:1883" env:"KERNEX_MQTT" placeholder:"ADDR" help:"Address for devices and monitoring tools."`
+	S3Listen    string `name:"s3-listen" default:"127.0.0.1:8081" env:"KERNEX_S3_LISTEN" placeholder:"ADDR" help:"Address of the private object store, from which devices download."`
+	S3PublicURL string `name:"s3-public-url" env:"KERNEX_S3_PUBLIC_URL" placeholder:"URL" help:"How devices reach the object store, where it is not the listen address."`
+	Postgres    string `env:"KERNEX_POSTGRES" placeholder:"DSN" help:"Use this database instead of a private one."`
+	Direct      string `name:"postgres-direct" env:"KERNEX_POSTGRES_DIRECT" placeholder:"DSN" help:"The same database without a pooler between, for notifications."`
+	Demo        int    `default:"0" env:"KERNEX_DEMO" placeholder:"N" help:"Run N devices on this machine, labelled demo=true."`
+	Agent       string `env:"KERNEX_AGENT" placeholder:"FILE" help:"kernex-agent for the demo devices; default: beside this program, or in PATH."`
+	MaxBundle   Size   `default:"512MiB" env:"KERNEX_MAX_BUNDLE" placeholder:"SIZE" help:"Largest bundle accepted."`
+	LogLevel    string `default:"info" enum:"debug,info,warn,error" env:"KERNEX_LOG_LEVEL" help:"debug, info, warn or error."`
+	LogFormat   string `default:"auto" enum:"auto,json,console" env:"KERNEX_LOG_FORMAT" help:"auto, json or console; auto is console on a terminal."`
 }
 
 // Addresses is what addresses.json holds: the ports that were picked.
