@@ -208,7 +208,9 @@ func TestErrorsThatNoRetryCuresEndTheDownload(t *testing.T) {
 		handler http.HandlerFunc
 		want    fleet.Code
 	}{
-		"404":         {http.NotFound, fleet.CodeDownload},
+		"404":         {http.NotFound, fleet.CodeNotFound},
+		"teapot":      {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }, fleet.CodeDownload},
+		"shorter":     {serve(data[:50_000]), fleet.CodeChecksum},
 		"too long":    {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(archive(200_000)) }, fleet.CodeChecksum},
 		"other bytes": {serve(other), fleet.CodeChecksum},
 		"changed":     {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusPreconditionFailed) }, fleet.CodeDownload},
@@ -219,7 +221,11 @@ func TestErrorsThatNoRetryCuresEndTheDownload(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := httptest.NewServer(tc.handler)
+			var requests atomic.Int32
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				requests.Add(1)
+				tc.handler(w, r)
+			}))
 			defer s.Close()
 			b := fetcher(t, &durable.FS{})
 			ref := refTo(data, 16<<10)
@@ -230,6 +236,9 @@ func TestErrorsThatNoRetryCuresEndTheDownload(t *testing.T) {
 			b.renew = func(context.Context) (protocol.BundleRef, error) { return ref, nil }
 			if err := b.fetch(t.Context(), ref); fleet.ErrorCode(err) != tc.want || strings.Contains(err.Error(), s.URL) {
 				t.Fatal(err)
+			}
+			if n := requests.Load(); n > maxBadParts {
+				t.Errorf("%d requests", n)
 			}
 		})
 	}

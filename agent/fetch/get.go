@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -17,10 +18,24 @@ import (
 )
 
 const (
-	chunkBytes = 64 << 10
-	// stallWindow is how long a connection may stay below the minimum rate.
-	stallWindow = 30 * time.Second
+	maxChunk = 64 << 10
+	minChunk = 512
+	// stallWindow is how long a connection may stay below the minimum rate: with
+	// round trips of seconds a few lost packets in a row take half a minute.
+	stallWindow = time.Minute
 )
+
+// NewClient returns the client for downloads, which checks servers by conf. It
+// speaks HTTP/1.1 only: a request that is given up then closes its connection,
+// while HTTP/2 would send the next one over the same dead one.
+func NewClient(conf *tls.Config) *http.Client {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.TLSClientConfig = conf
+	t.TLSHandshakeTimeout = 30 * time.Second // four round trips on a bad link
+	t.Protocols = new(http.Protocols)
+	t.Protocols.SetHTTP1(true)
+	return &http.Client{Transport: t}
+}
 
 // get makes one request from where the target stands and takes what comes.
 func (s *source) get(ctx context.Context) error {
@@ -61,44 +76,51 @@ func (s *source) get(ctx context.Context) error {
 // answer decides by status whether the body can be taken.
 func (s *source) answer(res *http.Response) error {
 	switch c := res.StatusCode; {
-	case c == http.StatusOK:
-		return s.target.restart() // it ignored Range; nothing to do at the start
+	case c == http.StatusOK: // it ignored Range, if there was one
+		if n := res.ContentLength; n >= 0 && n != s.ref.Size {
+			return doubtful(fleet.CodeChecksum, "the object has %d bytes, the command says %d", n, s.ref.Size)
+		}
+		s.skip = s.target.have
+		return nil
 	case c == http.StatusPartialContent:
 		var from, to, size int64
 		if _, err := fmt.Sscanf(res.Header.Get("Content-Range"), "bytes %d-%d/%d", &from, &to, &size); err != nil || from != s.target.have {
-			return fleet.Errorf(fleet.CodeDownload, "the server sent the range %.80q, byte %d was asked for", res.Header.Get("Content-Range"), s.target.have)
+			return doubtful(fleet.CodeDownload, "the server sent the range %.80q, byte %d was asked for", res.Header.Get("Content-Range"), s.target.have)
 		}
 		if size != s.ref.Size {
-			return fleet.Errorf(fleet.CodeChecksum, "the object has %d bytes, the command says %d", size, s.ref.Size)
+			return doubtful(fleet.CodeChecksum, "the object has %d bytes, the command says %d", size, s.ref.Size)
 		}
+		s.skip = 0
 		return nil
 	case c == http.StatusForbidden || c == http.StatusUnauthorized:
 		return errRefused
 	case c == http.StatusPreconditionFailed:
 		return errStale
 	case c == http.StatusRequestedRangeNotSatisfiable:
-		if err := s.target.restart(); err != nil {
-			return err
-		}
-		return errors.New("the server refuses the range")
+		return doubtful(fleet.CodeChecksum, "the object ends before byte %d, the command says it has %d bytes", s.target.have, s.ref.Size)
+	case c == http.StatusNotFound || c == http.StatusGone:
+		return doubtful(fleet.CodeNotFound, "the server has no such archive (%s)", res.Status)
 	case c == http.StatusTooManyRequests || c == http.StatusRequestTimeout || c >= 500:
 		return fmt.Errorf("the server answered %s", res.Status)
 	default:
-		return fleet.Errorf(fleet.CodeDownload, "the server answered %s", res.Status)
+		return doubtful(fleet.CodeDownload, "the server answered %s", res.Status)
 	}
 }
 
-// take writes the body to the target, at most what is missing and one byte.
+// take writes the body to the target, at most what is missing: one byte more is
+// an error. What of the body the target has already is dropped first.
 func (s *source) take(ctx context.Context, body io.Reader, stall *stall) error {
-	buf := make([]byte, chunkBytes)
+	buf := make([]byte, s.limit.chunk)
 	for {
 		n, err := body.Read(buf)
 		if n > 0 {
 			stall.got(n)
-			if s.target.have+int64(n) > s.ref.Size {
-				return fleet.Errorf(fleet.CodeChecksum, "the object has more than the %d bytes that the command says", s.ref.Size)
+			fresh := buf[min(int64(n), s.skip):n]
+			s.skip -= int64(n - len(fresh))
+			if s.target.have+int64(len(fresh)) > s.ref.Size {
+				return doubtful(fleet.CodeChecksum, "the object has more than the %d bytes that the command says", s.ref.Size)
 			}
-			if werr := s.target.write(buf[:n]); werr != nil {
+			if werr := s.target.write(fresh); werr != nil {
 				return full(werr)
 			}
 			s.progress(s.target.have)
@@ -120,16 +142,21 @@ func (s *source) take(ctx context.Context, body io.Reader, stall *stall) error {
 // stall cancels a request that stays below the minimum rate for a window. A
 // missing answer counts as well.
 type stall struct {
-	timer *time.Timer
-	need  int64 // bytes a window
-	seen  int64
+	timer  *time.Timer
+	window time.Duration
+	need   int64 // bytes a window
+	seen   int64
 }
 
 func (s *source) watch(cancel func()) *stall {
 	if s.fetcher.MinRate <= 0 || s.slow {
 		return &stall{}
 	}
-	return &stall{timer: time.AfterFunc(stallWindow, cancel), need: s.fetcher.MinRate * int64(stallWindow/time.Second)}
+	window := s.fetcher.Window
+	if window == 0 {
+		window = stallWindow
+	}
+	return &stall{timer: time.AfterFunc(window, cancel), window: window, need: max(s.fetcher.MinRate*window.Milliseconds()/1000, 1)}
 }
 
 func (w *stall) got(n int) {
@@ -138,7 +165,7 @@ func (w *stall) got(n int) {
 	}
 	if w.seen += int64(n); w.seen >= w.need {
 		w.seen = 0
-		w.timer.Reset(stallWindow)
+		w.timer.Reset(w.window)
 	}
 }
 
@@ -148,14 +175,20 @@ func (w *stall) stop() {
 	}
 }
 
-// limiter caps the bandwidth; nil does not.
-type limiter struct{ rate *rate.Limiter }
+// limiter caps the bandwidth. Its zero rate does not; chunk is how much to read
+// at once, a quarter of a second's worth, so that the bytes come evenly and a
+// slow cap is not taken for a dead connection.
+type limiter struct {
+	rate  *rate.Limiter
+	chunk int
+}
 
 func newLimiter(bytesPerSecond int64) *limiter {
 	if bytesPerSecond <= 0 {
-		return &limiter{}
+		return &limiter{chunk: maxChunk}
 	}
-	return &limiter{rate.NewLimiter(rate.Limit(bytesPerSecond), chunkBytes)}
+	chunk := int(min(max(bytesPerSecond/4, minChunk), maxChunk))
+	return &limiter{rate.NewLimiter(rate.Limit(bytesPerSecond), chunk), chunk}
 }
 
 func (l *limiter) wait(ctx context.Context, n int) error {

@@ -25,13 +25,14 @@ type target struct {
 	file     *durable.File
 	ref      protocol.BundleRef
 	have     int64 // bytes in the file
+	sure     int64 // most bytes that the digests have ever confirmed
 	part     hash.Hash
 	unsynced int64
-	bad      int
+	bad      int // times in a row that a part did not match
 }
 
-// openTarget opens path and keeps of it what the part digests confirm; without
-// digests, everything.
+// openTarget opens path and keeps of it what the part digests confirm. Without
+// digests that is nothing: a power cut may have left anything there.
 func openTarget(f *durable.FS, path string, ref protocol.BundleRef) (*target, error) {
 	if n := int64(len(ref.Parts)); n > 0 && (ref.PartSize <= 0 || (ref.Size+ref.PartSize-1)/ref.PartSize != n) {
 		return nil, fleet.Errorf(fleet.CodeInvalid, "%d part digests of %d bytes do not fit an archive of %d bytes", n, ref.PartSize, ref.Size)
@@ -44,7 +45,7 @@ func openTarget(f *durable.FS, path string, ref protocol.BundleRef) (*target, er
 	if err != nil {
 		return nil, full(err)
 	}
-	t := &target{file: file, ref: ref, part: sha256.New()}
+	t := &target{file: file, ref: ref, sure: good, part: sha256.New()}
 	return t, t.cut(good)
 }
 
@@ -58,13 +59,6 @@ func confirmed(path string, ref protocol.BundleRef) (int64, error) {
 		return 0, err
 	}
 	defer func() { _ = file.Close() }()
-	if len(ref.Parts) == 0 {
-		info, err := file.Stat()
-		if err != nil || info.Size() > ref.Size {
-			return 0, err
-		}
-		return info.Size(), nil
-	}
 	var good int64
 	for i, want := range ref.Parts {
 		size := min(ref.PartSize, ref.Size-good)
@@ -90,12 +84,13 @@ func (t *target) cut(size int64) error {
 	return nil
 }
 
-// restart drops everything: the server begins at the start.
+// restart drops what is not known to belong to the archive that the command
+// names: the current part, without digests everything.
 func (t *target) restart() error {
-	if t.have == 0 {
-		return nil
+	if len(t.ref.Parts) == 0 {
+		return t.cut(0)
 	}
-	return t.cut(0)
+	return t.cut(t.start())
 }
 
 // write appends p, checking each part that it completes. A part that does not
@@ -142,13 +137,14 @@ func (t *target) check() error {
 	got := base64.RawURLEncoding.EncodeToString(t.part.Sum(nil))
 	t.part.Reset()
 	if got == t.ref.Parts[index] {
+		t.bad, t.sure = 0, max(t.sure, t.have)
 		return nil
 	}
 	if err := t.cut(index * t.ref.PartSize); err != nil {
 		return err
 	}
 	if t.bad++; t.bad >= maxBadParts {
-		return fleet.Errorf(fleet.CodeChecksum, "part %d of the archive does not match its digest, %d times", index, t.bad)
+		return fleet.Errorf(fleet.CodeChecksum, "part %d of the archive does not match its digest, %d times in a row", index, t.bad)
 	}
 	return fmt.Errorf("part %d does not match its digest", index)
 }

@@ -132,6 +132,7 @@ func sameCommand(a, b protocol.Command) bool {
 		if c.Deploy != nil {
 			d := *c.Deploy
 			d.Bundle.URL, d.Bundle.URLExpiresAt, d.Bundle.ETag = "", 0, ""
+			d.Bundle.Expanded, d.Bundle.Files = 0, 0 // told or not, by what sends it
 			c.Deploy = &d
 		}
 		return c

@@ -43,7 +43,10 @@ func deploy(cmd protocol.Command, c fleet.Command) (protocol.Command, error) {
 	b := c.Bundle
 	cmd.Deploy = &protocol.Deploy{
 		Deployment: body.Deployment, StepTimeoutS: body.StepTimeoutS, MaxRate: body.MaxRate,
-		Bundle: protocol.BundleRef{Name: b.Name, Version: b.Version, Release: b.Release, Checksum: b.Checksum, Size: b.Size, PartSize: b.PartSize},
+		Bundle: protocol.BundleRef{
+			Name: b.Name, Version: b.Version, Release: b.Release, Checksum: b.Checksum, Size: b.Size,
+			Expanded: b.Expanded, Files: b.Files, PartSize: b.PartSize,
+		},
 	}
 	for _, p := range b.Parts {
 		sum, err := hex.DecodeString(p)

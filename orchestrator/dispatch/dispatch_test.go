@@ -87,7 +87,7 @@ func TestCommandIsDeliveredSignedWithAURL(t *testing.T) {
 			t.Fatalf("command is %+v", c)
 		}
 		ref := c.Deploy.Bundle
-		if ref.Release != b.Release || ref.Checksum != b.Checksum || ref.Size != b.Size || ref.ETag != "etag-1" || len(ref.Parts) != 1 ||
+		if ref.Release != b.Release || ref.Checksum != b.Checksum || ref.Size != b.Size || ref.Expanded != 3000 || ref.Files != 2 || ref.ETag != "etag-1" || len(ref.Parts) != 1 ||
 			ref.URL == "" || ref.URLExpiresAt > time.Now().Add(dispatch.URLLife+time.Minute).Unix() {
 			t.Fatalf("bundle is %+v", ref)
 		}

@@ -139,11 +139,11 @@ func State(session int64) protocol.State {
 // Bundle stores a bundle's row; there is no archive behind it.
 func (s *Scene) Bundle(name, version string) fleet.Bundle {
 	s.t.Helper()
-	manifest := fmt.Sprintf(`{"schema":1,"name":%q,"version":%q}`, name, version)
+	manifest := fmt.Sprintf(`{"schema":1,"name":%q,"version":%q,"files":[{"path":"a"},{"path":"b"}]}`, name, version)
 	release, checksum := sha256.Sum256([]byte(manifest)), sha256.Sum256([]byte(manifest+"archive"))
 	b, _, err := s.DB.CreateBundle(s.t.Context(), fleet.Bundle{
 		ID: fleet.NewID("bun"), Name: name, Version: version, Release: hex.EncodeToString(release[:]), Checksum: hex.EncodeToString(checksum[:]),
-		Size: 1000, ObjectKey: "bundles/" + hex.EncodeToString(checksum[:]), Manifest: json.RawMessage(manifest),
+		Size: 1000, Expanded: 3000, ObjectKey: "bundles/" + hex.EncodeToString(checksum[:]), Manifest: json.RawMessage(manifest),
 		PartSize: 1 << 20, Parts: []string{hex.EncodeToString(checksum[:])},
 	}, fleet.System)
 	if err != nil {

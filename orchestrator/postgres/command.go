@@ -158,8 +158,9 @@ func commandsWithBundles(ctx context.Context, tx *sqlx.Tx, rows []commandRow) ([
 
 func commandBundle(ctx context.Context, tx *sqlx.Tx, id string) (*fleet.Bundle, error) {
 	var b fleet.Bundle
-	err := tx.QueryRowxContext(ctx, `SELECT id, name, version, release, checksum_sha256, size, object_key, part_size, parts FROM bundles WHERE id = $1`, id).
-		Scan(&b.ID, &b.Name, &b.Version, &b.Release, &b.Checksum, &b.Size, &b.ObjectKey, &b.PartSize, pq.Array(&b.Parts))
+	err := tx.QueryRowxContext(ctx, `SELECT id, name, version, release, checksum_sha256, size, expanded, object_key, part_size, parts,
+		CASE WHEN jsonb_typeof(manifest->'files') = 'array' THEN jsonb_array_length(manifest->'files') ELSE 0 END FROM bundles WHERE id = $1`, id).
+		Scan(&b.ID, &b.Name, &b.Version, &b.Release, &b.Checksum, &b.Size, &b.Expanded, &b.ObjectKey, &b.PartSize, pq.Array(&b.Parts), &b.Files)
 	if err != nil {
 		return nil, translate(err, "read bundle of a command")
 	}

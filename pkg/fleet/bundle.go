@@ -19,6 +19,7 @@ type Bundle struct {
 	Manifest  json.RawMessage `json:"manifest,omitempty"`
 	PartSize  int64           `json:"part_size"`
 	Parts     []string        `json:"-"` // SHA-256 of each part of PartSize bytes
+	Files     int             `json:"-"` // how many it has; only in a Command
 	ObjectKey string          `json:"-"`
 	CreatedAt time.Time       `json:"created_at"`
 	CreatedBy string          `json:"created_by"`

@@ -50,9 +50,11 @@ type Deploy struct {
 type BundleRef struct {
 	Name         string   `json:"name"`
 	Version      string   `json:"version"`
-	Release      string   `json:"release"`  // SHA-256 of manifest.json, hex
-	Checksum     string   `json:"checksum"` // SHA-256 of the archive, hex
-	Size         int64    `json:"size"`     // bytes of the archive
+	Release      string   `json:"release"`            // SHA-256 of manifest.json, hex
+	Checksum     string   `json:"checksum"`           // SHA-256 of the archive, hex
+	Size         int64    `json:"size"`               // bytes of the archive
+	Expanded     int64    `json:"expanded,omitempty"` // bytes of its files; 0: not told
+	Files        int      `json:"files,omitempty"`    // how many; 0: not told
 	URL          string   `json:"url,omitempty"`
 	URLExpiresAt int64    `json:"url_expires_at,omitempty"` // Unix seconds
 	ETag         string   `json:"etag,omitempty"`           // for If-Match
