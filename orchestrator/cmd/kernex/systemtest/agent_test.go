@@ -17,8 +17,9 @@ import (
 
 // agent is a running kernex-agent.
 type agent struct {
-	t   testing.TB
-	dir string
+	t    testing.TB
+	dir  string
+	host *host // nil: this one
 	*process
 }
 
@@ -52,13 +53,14 @@ type prediction struct {
 	Score   float64
 }
 
-// predict asks the service that runs below a device's state folder.
-func predict(dir string) (p prediction, err error) {
+// predict asks the service that runs below a device's state folder; c reaches
+// the device's own network.
+func predict(c *http.Client, dir string) (p prediction, err error) {
 	addr, err := os.ReadFile(filepath.Join(dir, "state", "http.addr"))
 	if err != nil {
 		return p, err
 	}
-	r, err := http.Post("http://"+strings.TrimSpace(string(addr))+"/predict", "application/json", bytes.NewBufferString(`{"features":[4.0,12.5,66,6.4,1455,78,60,2400]}`))
+	r, err := c.Post("http://"+strings.TrimSpace(string(addr))+"/predict", "application/json", bytes.NewBufferString(`{"features":[4.0,12.5,66,6.4,1455,78,60,2400]}`))
 	if err != nil {
 		return p, err
 	}
@@ -73,12 +75,18 @@ func predict(dir string) (p prediction, err error) {
 	return p, json.Unmarshal(b, &p)
 }
 
-// serves waits until every device's service answers as version.
+// serves waits until every device's service, on this host, answers as version.
 func serves(t testing.TB, version string, dirs ...string) {
+	t.Helper()
+	servesVia(t, http.DefaultClient, version, dirs...)
+}
+
+// servesVia is serves for devices in the network that c reaches.
+func servesVia(t testing.TB, c *http.Client, version string, dirs ...string) {
 	t.Helper()
 	for _, dir := range dirs {
 		testkit.Eventually(t, patience, func() error {
-			p, err := predict(dir)
+			p, err := predict(c, dir)
 			if err == nil && p.Version != version {
 				err = fmt.Errorf("the service in %s is %s, want %s", dir, p.Version, version)
 			}

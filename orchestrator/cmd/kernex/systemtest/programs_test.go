@@ -55,6 +55,9 @@ func root(t testing.TB) string {
 // of the programs; bundles are in its subfolders by version.
 func bin(t testing.TB) string {
 	t.Helper()
+	if dir := os.Getenv(labEnv); dir != "" { // built already, by the process that started this one
+		return dir
+	}
 	programs.Do(func() {
 		programs.err = func() error {
 			dir, err := os.MkdirTemp("", "kernex-system-")
@@ -64,7 +67,7 @@ func bin(t testing.TB) string {
 			programs.dir = dir
 			example := filepath.Join(root(t), "deployments/examples/edge-inference")
 			build := exec.Command("go", "build", "-trimpath", "-o", dir+"/",
-				"./orchestrator/cmd/kernex", "./agent/cmd/kernex-agent", "./deployments/examples/edge-inference/server")
+				"./orchestrator/cmd/kernex", "./orchestrator/cmd/kernex-orchestrator", "./broker/cmd/kernex-broker", "./agent/cmd/kernex-agent", "./deployments/examples/edge-inference/server")
 			build.Dir = root(t)
 			build.Env = append(os.Environ(), "CGO_ENABLED=0")
 			if out, err := build.CombinedOutput(); err != nil {
