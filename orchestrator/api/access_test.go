@@ -26,6 +26,9 @@ func TestWhoMayCallWhat(t *testing.T) {
 	}{
 		{"GET", "/devices", nil, fleet.RoleViewer},
 		{"GET", "/devices/" + id + "/config", nil, fleet.RoleViewer},
+		{"GET", "/devices/" + id + "/logs", nil, fleet.RoleViewer},
+		{"POST", "/devices/" + id + "/logs", map[string]any{"lines": 1}, fleet.RoleOperator},
+		{"POST", "/devices/" + id + "/restart", nil, fleet.RoleOperator},
 		{"PUT", "/devices/" + id + "/config", map[string]any{}, fleet.RoleOperator},
 		{"PATCH", "/devices/" + id, map[string]any{}, fleet.RoleOperator},
 		{"POST", "/deployments", map[string]any{"bundle": "b", "bundle_version": "1", "selector": ""}, fleet.RoleOperator},

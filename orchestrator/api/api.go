@@ -95,6 +95,7 @@ func New(cfg Config) *API {
 	a.huma = humago.NewWithPrefix(a.mux, base, humaConfig())
 	a.registerDevices()
 	a.registerConfig()
+	a.registerLogs()
 	a.registerBundles()
 	a.registerDeployments()
 	a.registerTokens()

@@ -18,6 +18,7 @@ type Store interface {
 	DeviceStore
 	CredentialStore
 	DeviceRecords
+	LogStore
 	ConfigStore
 	BundleStore
 	DeploymentStore
@@ -60,6 +61,13 @@ type CredentialStore interface {
 type DeviceRecords interface {
 	Heartbeats(ctx context.Context, id string, scope fleet.Selector, f fleet.HeartbeatFilter) ([]fleet.Heartbeat, error)
 	History(ctx context.Context, id string, scope fleet.Selector, p fleet.Page) (fleet.List[fleet.HistoryEntry], error)
+}
+
+// LogStore keeps what devices logged, and makes them say more.
+type LogStore interface {
+	Logs(ctx context.Context, id string, scope fleet.Selector, f fleet.LogFilter, p fleet.Page) (fleet.List[fleet.LogLine], error)
+	AskLogs(ctx context.Context, id string, r fleet.LogRequest, scope fleet.Selector, by fleet.Actor) (fleet.CommandRef, error)
+	RestartProgram(ctx context.Context, id string, scope fleet.Selector, by fleet.Actor) (fleet.CommandRef, error)
 }
 
 // ConfigStore keeps the devices' configuration.

@@ -26,6 +26,9 @@ func build(c fleet.Command) (protocol.Command, error) {
 	case protocol.CommandCancel:
 		cmd.Cancel = &protocol.Cancel{}
 		body = cmd.Cancel
+	case protocol.CommandLogs:
+		cmd.Logs = &protocol.Logs{}
+		body = cmd.Logs
 	default:
 		return cmd, nil
 	}

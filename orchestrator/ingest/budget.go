@@ -17,15 +17,18 @@ type budget struct {
 func newBudget(limit int) *budget { return &budget{limit: limit, used: map[string]int{}} }
 
 // allow takes one of the device's share and reports whether there was one.
-func (b *budget) allow(device string) bool {
+func (b *budget) allow(device string) bool { return b.spend(device, 1) }
+
+// spend takes cost of the device's share and reports whether there was so much.
+func (b *budget) spend(device string, cost int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	n, known := b.used[device]
 	if !known && len(b.used) >= budgetMax {
 		return true
 	}
-	b.used[device] = n + 1
-	return n < b.limit
+	b.used[device] = n + cost
+	return n+cost <= b.limit
 }
 
 // roll starts a new span and returns the devices that wanted more than their

@@ -36,6 +36,11 @@ type ReportStore interface {
 	CommandsDue(ctx context.Context, deviceID, commandID string) error
 }
 
+// LogStore stores log lines.
+type LogStore interface {
+	StoreLogs(ctx context.Context, devices []string, batches []protocol.Log) error
+}
+
 // EnrollStore makes devices of keys.
 type EnrollStore interface {
 	Enroll(ctx context.Context, e fleet.Enrollment, receipt func(deviceID string) []byte, mayWait func() bool) (fleet.Enrolled, error)
@@ -45,6 +50,7 @@ type EnrollStore interface {
 type Store interface {
 	BeatStore
 	ReportStore
+	LogStore
 	EnrollStore
 }
 
@@ -94,10 +100,12 @@ type Ingest struct {
 	metrics metrics
 	shards  []shard
 	enrolls chan message
+	logged  chan message
 	beats   *beats
 	events  *budget // events a device may cause
 	asks    *budget // times a device is asked for its state
 	wishes  *budget // requests of a device
+	lines   *budget // bytes of a device's log
 	pending *rate.Limiter
 	stopped atomic.Bool
 }
@@ -141,8 +149,8 @@ func New(cfg Config) (*Ingest, error) {
 		return nil, fmt.Errorf("command key of %d bytes, want %d; seal key of %d, want %d", len(cfg.CommandKey), ed25519.PublicKeySize, len(cfg.SealKey), sha256.Size)
 	}
 	i := &Ingest{
-		cfg: cfg, metrics: newMetrics(cfg.Registerer), shards: make([]shard, cfg.Workers), enrolls: make(chan message, 1024),
-		beats: newBeats(cfg.MaxBeats, cfg.FlushRows), events: newBudget(eventsLimit), asks: newBudget(asksLimit), wishes: newBudget(wishesLimit),
+		cfg: cfg, metrics: newMetrics(cfg.Registerer), shards: make([]shard, cfg.Workers), enrolls: make(chan message, 1024), logged: make(chan message, 256),
+		beats: newBeats(cfg.MaxBeats, cfg.FlushRows), events: newBudget(eventsLimit), asks: newBudget(asksLimit), wishes: newBudget(wishesLimit), lines: newBudget(logLimit),
 		pending: rate.NewLimiter(cfg.PendingRate, 100),
 	}
 	for n := range i.shards {
@@ -177,6 +185,8 @@ func (i *Ingest) Receive(topic string, payload []byte) {
 		queue = i.shard(id).beats
 	case protocol.KindState, protocol.KindResult, protocol.KindRequest:
 		queue = i.shard(id).work
+	case protocol.KindLog:
+		queue = i.logged
 	case protocol.KindEnrollRequest:
 		queue = i.enrolls
 	default:
@@ -214,6 +224,7 @@ func (i *Ingest) Run(ctx context.Context) error {
 	for range 2 {
 		readers.Go(func() { consume(ctx, i.enrolls, 1, i.enroll) })
 	}
+	readers.Go(func() { consume(ctx, i.logged, logBatch, i.logs) })
 	flushing, stopFlushing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopFlushing()
 	writers.Go(func() { i.flusher(flushing) })
@@ -274,6 +285,7 @@ func (i *Ingest) housekeeping(ctx context.Context) {
 		case <-span.C:
 			i.asks.roll()
 			i.wishes.roll()
+			i.lines.roll()
 			i.settle(ctx, i.events.roll())
 		}
 	}

@@ -36,7 +36,7 @@ func (m *Monitor) upkeep(ctx context.Context) error {
 	if n, err := m.cfg.Store.DropPartitions(ctx, m.cfg.KeepBeats); err != nil {
 		errs = append(errs, fmt.Errorf("drop partitions: %w", err))
 	} else if n > 0 {
-		m.cfg.Log.Info().Int("days", n).Msg("dropped old heartbeats")
+		m.cfg.Log.Info().Int("days", n).Msg("dropped old heartbeats and log lines")
 	}
 	if _, err := m.cfg.Store.Purge(ctx, m.cfg.KeepEvents); err != nil {
 		errs = append(errs, fmt.Errorf("purge: %w", err))

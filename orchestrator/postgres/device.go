@@ -217,8 +217,10 @@ func (d *DB) DeleteDevice(ctx context.Context, id string, scope fleet.Selector, 
 		if len(deployment) > 0 {
 			return fleet.Errorf(fleet.CodeConflict, "device %q is a target of deployment %s, which has not ended: cancel it first", id, deployment[0])
 		}
-		if _, err := tx.ExecContext(ctx, `DELETE FROM devices WHERE id = $1`, id); err != nil {
-			return translate(err, "delete device")
+		for _, q := range []string{`DELETE FROM device_logs WHERE device_id = $1`, `DELETE FROM devices WHERE id = $1`} {
+			if _, err := tx.ExecContext(ctx, q, id); err != nil {
+				return translate(err, "delete device")
+			}
 		}
 		if err := audit(ctx, tx, by, "device.delete", id, deviceSummary(before), nil); err != nil {
 			return err

@@ -9,8 +9,9 @@ import (
 	"github.com/lib/pq"
 )
 
-// partitionDay begins the names of the heartbeats' partitions, one a day (UTC).
-const partitionDay = "heartbeats_"
+// partitioned are the tables that have a partition a day (UTC), called
+// TABLE_YYYYMMDD, and the column by which.
+var partitioned = []struct{ table, column string }{{"heartbeats", "at"}, {"device_logs", "received_at"}}
 
 // EnsurePartitions makes the partitions of today and of so many days ahead.
 // Rows of such a day that landed in the default partition move.
@@ -21,15 +22,17 @@ func (d *DB) EnsurePartitions(ctx context.Context, ahead int) error {
 	}
 	for i := range ahead + 1 {
 		day := now.UTC().Truncate(24*time.Hour).AddDate(0, 0, i)
-		if err := d.partitionEnsure(ctx, day); err != nil {
-			return fmt.Errorf("partition of %s: %w", day.Format(time.DateOnly), err)
+		for _, p := range partitioned {
+			if err := d.partitionEnsure(ctx, p.table, p.column, day); err != nil {
+				return fmt.Errorf("partition of %s for %s: %w", p.table, day.Format(time.DateOnly), err)
+			}
 		}
 	}
 	return nil
 }
 
-func (d *DB) partitionEnsure(ctx context.Context, day time.Time) error {
-	name := pq.QuoteIdentifier(partitionDay + day.Format("20060102"))
+func (d *DB) partitionEnsure(ctx context.Context, table, column string, day time.Time) error {
+	name := pq.QuoteIdentifier(table + "_" + day.Format("20060102"))
 	from, to := pq.QuoteLiteral(day.Format(time.RFC3339)), pq.QuoteLiteral(day.AddDate(0, 0, 1).Format(time.RFC3339))
 	return d.tx(ctx, func(tx *sqlx.Tx) error {
 		var exists bool
@@ -39,9 +42,11 @@ func (d *DB) partitionEnsure(ctx context.Context, day time.Time) error {
 		for _, q := range []string{
 			// Nothing may wait long behind a lock that waits itself.
 			`SET LOCAL lock_timeout = '5s'`,
-			`CREATE TABLE ` + name + ` (LIKE heartbeats INCLUDING ALL)`,
-			`WITH m AS (DELETE FROM heartbeats_default WHERE at >= ` + from + ` AND at < ` + to + ` RETURNING *) INSERT INTO ` + name + ` SELECT * FROM m`,
-			`ALTER TABLE heartbeats ATTACH PARTITION ` + name + ` FOR VALUES FROM (` + from + `) TO (` + to + `)`,
+			// Else a sample that is being written now lands there after the move.
+			`LOCK TABLE heartbeats_default IN ACCESS EXCLUSIVE MODE`,
+			`CREATE TABLE ` + name + ` (LIKE ` + table + ` INCLUDING ALL)`,
+			`WITH m AS (DELETE FROM ` + table + `_default WHERE ` + column + ` >= ` + from + ` AND ` + column + ` < ` + to + ` RETURNING *) INSERT INTO ` + name + ` SELECT * FROM m`,
+			`ALTER TABLE ` + table + ` ATTACH PARTITION ` + name + ` FOR VALUES FROM (` + from + `) TO (` + to + `)`,
 		} {
 			if _, err := tx.ExecContext(ctx, q); err != nil {
 				return translate(err, "make the partition")
@@ -51,16 +56,31 @@ func (d *DB) partitionEnsure(ctx context.Context, day time.Time) error {
 	})
 }
 
-// DropPartitions drops whole days of heartbeats that are older than keep.
+// DropPartitions drops whole days of heartbeats and log lines that are older
+// than keep.
 func (d *DB) DropPartitions(ctx context.Context, keep time.Duration) (dropped int, err error) {
 	now, err := d.Now(ctx)
 	if err != nil {
 		return 0, err
 	}
-	last := partitionDay + now.Add(-keep).UTC().AddDate(0, 0, -1).Format("20060102")
+	last := now.Add(-keep).UTC().AddDate(0, 0, -1).Format("20060102")
+	for _, p := range partitioned {
+		n, err := d.partitionsDrop(ctx, p.table, last)
+		if dropped += n; err != nil {
+			return dropped, err
+		}
+		if _, err := d.db.ExecContext(ctx, `DELETE FROM `+p.table+`_default WHERE `+p.column+` < now() - make_interval(secs => $1)`, keep.Seconds()); err != nil {
+			return dropped, translate(err, "drop old rows of "+p.table)
+		}
+	}
+	return dropped, nil
+}
+
+// partitionsDrop drops the partitions of a table up to that of the day last.
+func (d *DB) partitionsDrop(ctx context.Context, table, last string) (dropped int, err error) {
 	var names []string
 	if err := d.db.SelectContext(ctx, &names, `SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-		WHERE i.inhparent = 'heartbeats'::regclass AND c.relname ~ '^heartbeats_[0-9]{8}$' AND c.relname <= $1 ORDER BY 1`, last); err != nil {
+		WHERE i.inhparent = $1::text::regclass AND c.relname ~ ('^' || $1 || '_[0-9]{8}$') AND c.relname <= $1 || '_' || $2 ORDER BY 1`, table, last); err != nil {
 		return 0, translate(err, "list old partitions")
 	}
 	for _, name := range names {
@@ -76,8 +96,7 @@ func (d *DB) DropPartitions(ctx context.Context, keep time.Duration) (dropped in
 		}
 		dropped++
 	}
-	_, err = d.db.ExecContext(ctx, `DELETE FROM heartbeats_default WHERE at < now() - make_interval(secs => $1)`, keep.Seconds())
-	return dropped, translate(err, "drop old heartbeats")
+	return dropped, nil
 }
 
 // purgeBatch bounds one DELETE, so that no transaction gets long.

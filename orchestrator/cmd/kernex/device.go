@@ -17,6 +17,8 @@ type deviceCmd struct {
 	Label      deviceLabelCmd      `cmd:"" help:"Set labels (key=value) and remove them (key-)."`
 	Config     deviceConfigCmd     `cmd:"" help:"Configuration: get, set, history."`
 	History    deviceHistoryCmd    `cmd:"" help:"What was deployed to a device, newest first."`
+	Logs       deviceLogsCmd       `cmd:"" help:"What a device's program says; -f goes on with it."`
+	Restart    deviceRestartCmd    `cmd:"" help:"Start the program of devices anew."`
 	Approve    deviceApproveCmd    `cmd:"" help:"Let pending devices receive commands; compare the fingerprint first."`
 	Revoke     deviceRevokeCmd     `cmd:"" help:"Refuse the keys of devices for ever and disconnect them."`
 	Quarantine deviceQuarantineCmd `cmd:"" help:"Send devices no commands until they are released."`
