@@ -213,10 +213,12 @@ func TestSignaturesThatProveNothingAreRefused(t *testing.T) {
 			t.Errorf("%s: %v, want %q", name, err, tc.want)
 		}
 	}
-	if err := CheckReleaseKey(public.String()); err != nil {
+	if k, err := ParseReleaseKey(public.String()); err != nil || k.String() != public.String() {
 		t.Error(err)
 	}
-	if err := CheckReleaseKey("RWQ="); fleet.ErrorCode(err) != fleet.CodeInvalid {
-		t.Error(err)
+	for _, text := range []string{"", "RWQ=", strings.Repeat("A", 600)} {
+		if _, err := ParseReleaseKey(text); fleet.ErrorCode(err) != fleet.CodeInvalid {
+			t.Errorf("%.20q: %v", text, err)
+		}
 	}
 }

@@ -8,22 +8,16 @@ import (
 	"github.com/kernexhq/kernex/pkg/fleet"
 )
 
-// CheckReleaseKey reports why s is no minisign public key in its one-line form
-// ("RW..." as in a .pub file's second line).
-func CheckReleaseKey(s string) error {
-	var key minisign.PublicKey
-	if err := key.UnmarshalText([]byte(s)); err != nil {
-		return fleet.Errorf(fleet.CodeInvalid, "release key %q: %v", s, err)
-	}
-	return nil
-}
-
 // VerifySignature checks a minisign signature over the exact bytes of a
 // manifest against the trusted release keys and returns the key that signed.
 // No signature, no trusted key, a trusted key that cannot be read and a
 // signature by a key that is not trusted are each refused: there is no way for
 // verification to be skipped.
 func VerifySignature(manifest, signature []byte, trusted []string) (key string, err error) {
+	return verify("the manifest", manifest, signature, trusted)
+}
+
+func verify(what string, message, signature []byte, trusted []string) (key string, err error) {
 	refuse := func(format string, args ...any) (string, error) {
 		return "", fleet.Errorf(fleet.CodeBadSignature, "%s", fmt.Sprintf(format, args...))
 	}
@@ -33,9 +27,12 @@ func VerifySignature(manifest, signature []byte, trusted []string) (key string, 
 	if len(trusted) == 0 {
 		return refuse("no release key is trusted here")
 	}
+	if len(signature) > MaxSignatureBytes {
+		return refuse("a signature of %d bytes, at most %d are allowed", len(signature), MaxSignatureBytes)
+	}
 	var sig minisign.Signature
 	if err := sig.UnmarshalText(signature); err != nil {
-		return refuse("%s cannot be read: %v", SignatureName, err)
+		return refuse("the signature cannot be read: %v", err)
 	}
 	signer := ""
 	for _, text := range trusted {
@@ -46,13 +43,13 @@ func VerifySignature(manifest, signature []byte, trusted []string) (key string, 
 		if public.ID() != sig.KeyID || signer != "" {
 			continue // the id is a hint; the check is below
 		}
-		if !minisign.Verify(public, manifest, signature) {
-			return refuse("the signature of key %016X does not match the manifest", sig.KeyID)
+		if !minisign.Verify(public, message, signature) {
+			return refuse("the signature of key %016x does not match %s", sig.KeyID, what)
 		}
 		signer = text
 	}
 	if signer == "" {
-		return refuse("signed by the key %016X, which is not trusted", sig.KeyID)
+		return refuse("signed by the key %016x, which is not trusted", sig.KeyID)
 	}
 	return signer, nil
 }
