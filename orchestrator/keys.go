@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"fmt"
 
 	"github.com/kernexhq/kernex/pkg/secretfile"
@@ -16,6 +17,7 @@ import (
 type keys struct {
 	command   ed25519.PrivateKey
 	challenge []byte // seals enrolment challenges, so that any replica can verify them
+	group     []byte // names the shared subscriptions; only replicas can know it
 }
 
 // loadKeys reads the command key's seed from a 0600 file, making it at the
@@ -40,5 +42,16 @@ func loadKeys(path string) (keys, error) {
 	if err != nil {
 		return keys{}, fmt.Errorf("derive challenge key: %w", err)
 	}
-	return keys{command: ed25519.NewKeyFromSeed(seed), challenge: challenge}, nil
+	group, err := hkdf.Key(sha256.New, seed, nil, "kernex-share-group-v1", 12)
+	if err != nil {
+		return keys{}, fmt.Errorf("derive the group's name: %w", err)
+	}
+	return keys{command: ed25519.NewKeyFromSeed(seed), challenge: challenge, group: group}, nil
+}
+
+// ShareGroup names the shared subscriptions of all replicas that have this
+// command key. It is made at the first start, as New does.
+func ShareGroup(commandKeyFile string) (string, error) {
+	k, err := loadKeys(commandKeyFile)
+	return "kernex-" + hex.EncodeToString(k.group), err
 }

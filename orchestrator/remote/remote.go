@@ -27,9 +27,9 @@ import (
 // for one of them has 128 places.
 const DefaultConnections = 8
 
-// group names the shared subscriptions, so that each message reaches one
-// connection of one replica.
-const group = "$share/kernex/"
+// DefaultGroup names the shared subscriptions where every subscription needs a
+// permission.
+const DefaultGroup = "kernex"
 
 // Times. A host that lost its power is noticed by the broker after 1.5 times
 // keepAlive; until then it gets its share of the messages.
@@ -55,7 +55,12 @@ type Config struct {
 	Login func(ctx context.Context, refused bool) (username, password string, err error)
 	// Life ends a connection after a random time between half of it and all of
 	// it, for credentials that expire; 0: never.
-	Life        time.Duration
+	Life time.Duration
+	// Group names the shared subscriptions, so that each message reaches one
+	// connection of one replica: the same for all of them. Brokers that refuse
+	// delivery instead of subscription (Mosquitto) need one that nobody can guess:
+	// a stranger in the group would swallow its share. "" is DefaultGroup.
+	Group       string
 	Name        string // begins the client ids, without blanks and wildcards
 	Connections int    // 0 is DefaultConnections
 	Registerer  prometheus.Registerer
@@ -93,11 +98,14 @@ func New(cfg Config) (*Transport, error) {
 	if cfg.Connections == 0 {
 		cfg.Connections = DefaultConnections
 	}
+	if cfg.Group == "" {
+		cfg.Group = DefaultGroup
+	}
 	if cfg.Connections < 1 || cfg.Connections > 256 {
 		return nil, fleet.Errorf(fleet.CodeInvalid, "%d connections to the broker, it must be between 1 and 256", cfg.Connections)
 	}
 	t := &Transport{
-		cfg: cfg, filters: filters(cfg.Topics), slots: make([]slot, cfg.Connections),
+		cfg: cfg, filters: filters(cfg.Topics, cfg.Group), slots: make([]slot, cfg.Connections),
 		trouble: cfg.Log.Sample(&zerolog.BurstSampler{Burst: 2, Period: 10 * time.Second}),
 		kicks:   make(chan string, 1024), ups: make(chan struct{}, 1), connected: make(chan struct{}, 1),
 	}
@@ -110,8 +118,9 @@ func New(cfg Config) (*Transport, error) {
 }
 
 // filters are the subscriptions of each connection.
-func filters(topics protocol.Topics) []filter {
+func filters(topics protocol.Topics, group string) []filter {
 	var out []filter
+	group = "$share/" + group + "/"
 	for _, k := range []protocol.Kind{protocol.KindHeartbeat, protocol.KindState, protocol.KindResult, protocol.KindLog, protocol.KindRequest, protocol.KindPresence} {
 		qos := byte(1)
 		if k == protocol.KindHeartbeat {

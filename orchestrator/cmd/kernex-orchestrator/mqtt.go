@@ -10,6 +10,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/kernexhq/kernex/orchestrator"
 	"github.com/kernexhq/kernex/orchestrator/remote"
 	"github.com/kernexhq/kernex/pkg/config"
 	"github.com/kernexhq/kernex/pkg/protocol"
@@ -68,9 +69,13 @@ func (r *replica) transport() (*remote.Transport, error) {
 	if r.BrokerUsername == "" && r.BrokerCert == "" {
 		r.login.own, life = true, connectionLife
 	}
+	group, err := orchestrator.ShareGroup(r.CommandKeyFile)
+	if err != nil {
+		return nil, err
+	}
 	return remote.New(remote.Config{
 		Topics: protocol.NewTopics(r.Root), Broker: r.Broker, TLS: conf, Login: r.login.get, Life: life,
-		Name: clientName(hostName()), Connections: r.BrokerConnections, Registerer: r.reg, Log: r.part("transport"),
+		Group: group, Name: clientName(hostName()), Connections: r.BrokerConnections, Registerer: r.reg, Log: r.part("transport"),
 	})
 }
 
