@@ -42,11 +42,30 @@ func (d *DB) Tick(ctx context.Context, start bool) (gap time.Duration, err error
 				}
 			}
 		}
+		// Two replicas that tick at once are milliseconds apart in either
+		// direction; only more than that is a clock that was set back.
+		back := gap < -outage
+		if back {
+			if err := engineSetBack(ctx, tx); err != nil {
+				return err
+			}
+		}
 		_, err := tx.ExecContext(ctx, `UPDATE settings SET value = jsonb_build_object('at', greatest(now(), CASE WHEN $1 THEN now() ELSE (value->>'at')::timestamptz END),
-			'since', CASE WHEN $1 THEN now() ELSE (value->>'since')::timestamptz END), updated_at = now() WHERE name = 'engine_tick'`, start || gap > outage || gap < 0)
+			'since', CASE WHEN $1 THEN now() ELSE (value->>'since')::timestamptz END), updated_at = now() WHERE name = 'engine_tick'`, start || gap > outage || back)
 		return translate(err, "store the engine's tick")
 	})
 	return gap, err
+}
+
+// engineSetBack undoes what a clock that was set back leaves in the future:
+// deliveries that would wait, and leases of holders who may be gone.
+func engineSetBack(ctx context.Context, tx *sqlx.Tx) error {
+	if _, err := tx.ExecContext(ctx, `UPDATE commands SET next_send_at = now() WHERE status = 'open' AND next_send_at < 'infinity'
+		AND next_send_at > now() + make_interval(secs => $1)`, commandBackoffMax.Seconds()); err != nil {
+		return translate(err, "make commands due")
+	}
+	_, err := tx.ExecContext(ctx, `UPDATE leases SET until = now() WHERE until > now()`)
+	return translate(err, "end leases")
 }
 
 type engineClock struct {
