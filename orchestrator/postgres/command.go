@@ -18,6 +18,11 @@ type commandNew struct {
 	body   any
 }
 
+// maxHighestSeq is the highest seq that a device is believed to have seen, or
+// one device's report could leave no number for the next command: the largest
+// integer that every JSON reader holds exactly.
+const maxHighestSeq = 1<<53 - 1
+
 // commandAdd opens one command of a type for each device, due at once, and
 // wakes dispatch; it returns the ids by device. life counts from now, notAfter
 // (if not zero) is a moment. A seq is above every one that its device has seen;
@@ -40,12 +45,12 @@ func commandAdd(ctx context.Context, tx *sqlx.Tx, typ string, list []commandNew,
 		return nil, translate(err, "lock devices")
 	}
 	res, err := tx.ExecContext(ctx, `WITH b AS (SELECT * FROM unnest($1::text[], $2::text[], $3::text[]) AS b (device_id, id, body)),
-		n AS (UPDATE devices d SET next_seq = greatest(d.next_seq, COALESCE(s.highest_seq, 0) + 1) + 1
+		n AS (UPDATE devices d SET next_seq = greatest(d.next_seq, least(COALESCE(s.highest_seq, 0), $6) + 1) + 1
 			FROM b LEFT JOIN device_status s ON s.device_id = b.device_id
 			WHERE d.id = b.device_id RETURNING d.id, d.next_seq - 1 AS seq)
 		INSERT INTO commands (id, device_id, seq, type, body, not_after)
 		SELECT b.id, b.device_id, n.seq, $4, b.body::jsonb, $5 FROM b JOIN n ON n.id = b.device_id`,
-		pq.Array(devices), pq.Array(ids), pq.Array(bodies), typ, notAfter)
+		pq.Array(devices), pq.Array(ids), pq.Array(bodies), typ, notAfter, int64(maxHighestSeq))
 	if err != nil {
 		return nil, translate(err, "add commands")
 	}

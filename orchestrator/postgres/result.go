@@ -51,6 +51,12 @@ func (b *resultBatch) configured(ctx context.Context, device string, c resultCom
 		outcome = "reverted"
 	case fleet.TargetCancelled:
 		return nil
+	case fleet.TargetRejected:
+		// The command was too old, which says nothing of the configuration: the
+		// next report opens another one.
+		if code, _ := resultError(r); code == string(fleet.CodeStaleSeq) || code == string(fleet.CodeExpired) {
+			return nil
+		}
 	}
 	_, message := resultError(r)
 	return configReported(ctx, b.tx, device, body.Config.Version, outcome, message)

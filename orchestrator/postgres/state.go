@@ -71,6 +71,9 @@ func stateStore(ctx context.Context, tx *sqlx.Tx, id string, s protocol.State, w
 		s.Status, s.AgentVersion, s.OS, s.Arch, s.BundleName, s.BundleVersion, s.Release, s.HighestSeq); err != nil {
 		return translate(err, "update device status")
 	}
+	if err := stateSeqs(ctx, tx, id); err != nil {
+		return err
+	}
 	if s.Hardware != nil {
 		b, err := jsonOrNull(s.Hardware)
 		if err != nil {
@@ -92,6 +95,27 @@ func stateStore(ctx context.Context, tx *sqlx.Tx, id string, s protocol.State, w
 		return err
 	}
 	return commandsDue(ctx, tx, id, "", birth)
+}
+
+// stateSeqs gives commands that were never sent a new seq if the device has seen
+// a higher one already. Where the database is older than the device, because it
+// was restored, the device would refuse them as old.
+func stateSeqs(ctx context.Context, tx *sqlx.Tx, id string) error {
+	const behind = ` FROM commands c JOIN device_status s ON s.device_id = c.device_id
+		WHERE c.device_id = $1 AND c.status = 'open' AND c.sends = 0 AND c.seq <= least(s.highest_seq, $2)`
+	var n int
+	if err := tx.GetContext(ctx, &n, `SELECT count(*)`+behind, id, int64(maxHighestSeq)); err != nil || n == 0 {
+		return translate(err, "compare seqs")
+	}
+	// The device's row first, as whoever adds a command does.
+	var next int64
+	if err := tx.GetContext(ctx, &next, `UPDATE devices d SET next_seq = greatest(d.next_seq, least(s.highest_seq, $2) + 1) + $3
+		FROM device_status s WHERE d.id = $1 AND s.device_id = d.id RETURNING d.next_seq - $3`, id, int64(maxHighestSeq), n); err != nil {
+		return translate(err, "take new seqs")
+	}
+	_, err := tx.ExecContext(ctx, `UPDATE commands k SET seq = $3 + b.n FROM (SELECT c.id, row_number() OVER (ORDER BY c.seq) - 1 AS n`+behind+`) b
+		WHERE k.id = b.id AND k.status = 'open' AND k.sends = 0 AND b.n < $4`, id, int64(maxHighestSeq), next, n)
+	return translate(err, "renumber commands")
 }
 
 // orDash keeps a report without a boot id apart from "no report in this
