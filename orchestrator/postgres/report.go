@@ -190,7 +190,8 @@ func commandsDueBack(ctx context.Context, tx *sqlx.Tx, devices []string) error {
 	if len(devices) == 0 {
 		return nil
 	}
-	res, err := tx.ExecContext(ctx, `UPDATE commands SET next_send_at = now() WHERE device_id = ANY($1) AND status = 'open'`, pq.Array(devices))
+	res, err := tx.ExecContext(ctx, `UPDATE commands SET next_send_at = now() WHERE id IN (
+		SELECT id FROM commands WHERE device_id = ANY($1) AND status = 'open' ORDER BY device_id, id FOR NO KEY UPDATE)`, pq.Array(devices))
 	if err != nil {
 		return translate(err, "make commands due")
 	}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 	"sort"
 	"time"
 
@@ -47,7 +48,7 @@ type resultBatch struct {
 	events      reportEvents
 }
 
-// ApplyResults stores results that devices reported, in order, in one
+// ApplyResults stores results that devices reported, each device's in order, in one
 // transaction; results[i] came from devices[i]. acks[i] answers a terminal
 // result and is nil for progress and for a device that may not report. The acks
 // may be sent when ApplyResults has returned: it waits for the disk.
@@ -55,7 +56,12 @@ func (d *DB) ApplyResults(ctx context.Context, devices []string, results []proto
 	err = d.tx(ctx, func(tx *sqlx.Tx) error {
 		b := &resultBatch{tx: tx, deployments: map[string]bool{}}
 		acks = make([]*protocol.ResultAck, len(results))
-		for i, r := range results {
+		order, err := resultsLock(ctx, tx, devices)
+		if err != nil {
+			return err
+		}
+		for _, i := range order {
+			r := results[i]
 			code, stored, err := b.apply(ctx, devices[i], r)
 			if err != nil {
 				return fmt.Errorf("apply result of command %q: %w", r.Command, err)
@@ -67,6 +73,22 @@ func (d *DB) ApplyResults(ctx context.Context, devices []string, results []proto
 		return b.end(ctx)
 	})
 	return acks, err
+}
+
+// resultsLock locks the status rows of devices, by device, and returns the order
+// in which to store their results: by device too, those of one device as they
+// came. Whoever writes the commands of several devices goes this way, or heartbeats
+// of devices that come back and their results would wait for each other.
+func resultsLock(ctx context.Context, tx *sqlx.Tx, devices []string) (order []int, err error) {
+	if _, err := tx.ExecContext(ctx, `SELECT 1 FROM device_status WHERE device_id = ANY($1) ORDER BY device_id FOR NO KEY UPDATE`, pq.Array(devices)); err != nil {
+		return nil, translate(err, "lock device status")
+	}
+	order = make([]int, len(devices))
+	for i := range order {
+		order[i] = i
+	}
+	sort.SliceStable(order, func(x, y int) bool { return devices[order[x]] < devices[order[y]] })
+	return order, nil
 }
 
 // end marks the deployments that changed. It comes last, because the engine
@@ -160,7 +182,7 @@ func (b *resultBatch) progress(ctx context.Context, device string, t targetRow, 
 	if _, err := b.tx.ExecContext(ctx, `UPDATE deployment_targets SET state = $2, step = $3, attempt = $4, bytes = greatest(bytes, $5),
 			accepted_at = COALESCE(accepted_at, now()), updated_at = now(),
 			deadline = least(now() + make_interval(secs => timeout_s + $6), COALESCE(accepted_at, now()) + make_interval(secs => $7 * timeout_s + $8))
-		WHERE command_id = $1`, r.Command, next, r.Step, r.Attempt, r.Bytes, targetStepSlack, targetBoundSteps, targetBoundSlack); err != nil {
+		WHERE command_id = $1`, r.Command, next, r.Step, min(r.Attempt, math.MaxInt32), r.Bytes, targetStepSlack, targetBoundSteps, targetBoundSlack); err != nil {
 		return translate(err, "move target")
 	}
 	if _, err := b.tx.ExecContext(ctx, `UPDATE commands SET received_at = now(), next_send_at = 'infinity' WHERE id = $1 AND status = 'open' AND received_at IS NULL`, r.Command); err != nil {
@@ -179,7 +201,7 @@ func (b *resultBatch) terminal(ctx context.Context, device string, t targetRow, 
 	code, message := resultError(r)
 	if _, err := b.tx.ExecContext(ctx, `UPDATE deployment_targets SET state = $2, step = $3, attempt = $4, bytes = greatest(bytes, $5), error_code = $6, error_message = $7,
 			output = $8, duration_ms = $9, finished_at = now(), updated_at = now() WHERE command_id = $1`,
-		r.Command, r.State, r.Step, r.Attempt, r.Bytes, code, message, protocol.TrimText(r.Output, protocol.MaxOutput), r.DurationMS); err != nil {
+		r.Command, r.State, r.Step, min(r.Attempt, math.MaxInt32), r.Bytes, code, message, protocol.TrimText(r.Output, protocol.MaxOutput), r.DurationMS); err != nil {
 		return translate(err, "end target")
 	}
 	if err := b.commandDone(ctx, r); err != nil {

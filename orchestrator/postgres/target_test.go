@@ -1,6 +1,7 @@
 package postgres_test
 
 import (
+	"math"
 	"testing"
 	"time"
 
@@ -242,5 +243,18 @@ func TestTargetThatTimesOutFreesItsDevice(t *testing.T) {
 	step(t, s, 0)
 	if got := s.Targets(newer)[a].State; got != fleet.TargetOffered {
 		t.Fatalf("target is %s although the device is free", got)
+	}
+}
+
+func TestResultWithAnAbsurdAttemptIsStored(t *testing.T) {
+	t.Parallel()
+	s := looptest.Open(t)
+	a := s.Online()
+	_, cmds := offered(t, s, s.Bundle("edge", "1.0.0"), a)
+	for _, r := range []protocol.Result{{Command: cmds[a].ID, State: fleet.TargetAccepted}, succeeded(cmds[a].ID)} {
+		r.Attempt = math.MaxInt64
+		if ack := s.Report(a, r); r.State.Final() {
+			accepted(t, ack)
+		}
 	}
 }
