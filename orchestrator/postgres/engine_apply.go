@@ -12,7 +12,8 @@ import (
 	"github.com/kernexhq/kernex/pkg/protocol"
 )
 
-// cancelLife is how long a device that is away may still be told to give up.
+// cancelLife is how long a device that is away may still be told to give up, at
+// least: as long as its target can be open for want of an answer.
 const cancelLife = 24 * time.Hour
 
 // applier applies decisions in the transaction that holds the deployment. Every
@@ -164,6 +165,9 @@ func (a *applier) finishTargets(ctx context.Context, rows []endedRow, to fleet.T
 		if to == fleet.TargetCancelled || to == fleet.TargetSuperseded {
 			status = "cancelled"
 		}
+		if _, err := a.tx.ExecContext(ctx, `SELECT 1 FROM commands WHERE id = ANY($1) ORDER BY device_id, id FOR NO KEY UPDATE`, commands); err != nil {
+			return translate(err, "lock commands")
+		}
 		var ids []string
 		if err := a.tx.SelectContext(ctx, &ids, `UPDATE commands c SET status = $2, closed_at = now() FROM devices d
 			WHERE c.id = ANY($1) AND d.id = c.device_id AND c.status = 'open' AND (NOT $3 OR c.sends = 0 OR d.status = 'revoked') RETURNING c.id`,
@@ -222,7 +226,7 @@ func (a *applier) askCancel(ctx context.Context, devices []string) error {
 		list = append(list, commandNew{device: r.DeviceID, body: protocol.Cancel{Command: r.CommandID}})
 	}
 	var until time.Time
-	if err := a.tx.GetContext(ctx, &until, `SELECT now() + make_interval(secs => $1)`, cancelLife.Seconds()); err != nil {
+	if err := a.tx.GetContext(ctx, &until, `SELECT greatest(now() + make_interval(secs => $1), $2)`, cancelLife.Seconds(), a.deployment.Deadline); err != nil {
 		return translate(err, "read the clock")
 	}
 	if _, err := commandAdd(ctx, a.tx, string(protocol.CommandCancel), list, until); err != nil {

@@ -168,3 +168,22 @@ func TestEveryOpenTargetHasADeadlineAndACommandOnceOffered(t *testing.T) {
 		t.Fatalf("target is %+v", got)
 	}
 }
+
+func TestDeviceMayBeToldToGiveUpAsLongAsItsTargetIsOpen(t *testing.T) {
+	t.Parallel()
+	s := looptest.Open(t)
+	a := s.Online()
+	b := s.Bundle("edge", "1.0.0")
+	d, err := s.DB.CreateDeployment(t.Context(), fleet.DeploymentRequest{
+		Bundle: b.Name, Version: b.Version, Devices: []string{a}, Rollout: fleet.Rollout{TimeoutS: 2592000},
+	}, fleet.System)
+	if err != nil {
+		t.Fatal(err)
+	}
+	step(t, s, 0)
+	claim(t, s)
+	cancel(t, s, d.ID)
+	if !value[bool](t, s, `SELECT c.not_after >= t.deadline FROM commands c, deployment_targets t WHERE c.type = 'cancel'`) {
+		t.Fatal("the cancellation ends before its target does")
+	}
+}
