@@ -102,6 +102,11 @@ var deviceMoves = map[fleet.Credential]map[fleet.Credential]string{
 func (d *DB) SetCredential(ctx context.Context, id string, from, to fleet.Credential, scope fleet.Selector, by fleet.Actor) (fleet.Device, error) {
 	var after fleet.Device
 	err := d.tx(ctx, func(tx *sqlx.Tx) error {
+		if to == fleet.CredentialRevoked { // before the device, as a report locks them
+			if _, err := tx.ExecContext(ctx, `SELECT 1 FROM device_status WHERE device_id = $1 FOR NO KEY UPDATE`, id); err != nil {
+				return translate(err, "lock device status")
+			}
+		}
 		before, err := deviceGet(ctx, tx, id, scope, " FOR UPDATE OF d")
 		if err != nil {
 			return err
@@ -121,10 +126,15 @@ func (d *DB) SetCredential(ctx context.Context, id string, from, to fleet.Creden
 		if _, err := tx.ExecContext(ctx, `UPDATE devices SET status = $2, auth_epoch = auth_epoch + 1, updated_at = now() WHERE id = $1`, id, to); err != nil {
 			return translate(err, "set credential")
 		}
-		if to == fleet.CredentialActive {
-			if err := configCatchUp(ctx, tx, id); err != nil {
-				return err
-			}
+		switch to {
+		case fleet.CredentialActive:
+			err = configCatchUp(ctx, tx, id)
+		case fleet.CredentialRevoked:
+			err = deviceGone(ctx, tx, id)
+		default:
+		}
+		if err != nil {
+			return err
 		}
 		if after, err = deviceGet(ctx, tx, id, nil, ""); err != nil {
 			return err
@@ -144,4 +154,18 @@ func (d *DB) SetCredential(ctx context.Context, id string, from, to fleet.Creden
 		return onceDone(ctx, tx, http.StatusOK, after)
 	})
 	return after, err
+}
+
+// deviceGone marks a device offline whose connection is about to be ended, and
+// its session over, so that a heartbeat on its way does not bring it back.
+func deviceGone(ctx context.Context, tx *sqlx.Tx, id string) error {
+	var online []bool
+	if err := tx.SelectContext(ctx, &online, `UPDATE device_status s SET online = false, seq = $2 FROM device_status was
+		WHERE s.device_id = $1 AND was.device_id = $1 RETURNING was.online`, id, int64(sessionOver)); err != nil {
+		return translate(err, "mark device offline")
+	}
+	if len(online) == 0 || !online[0] {
+		return nil
+	}
+	return event(ctx, tx, fleet.EventDeviceOffline, id, id, map[string]any{"reason": "revoked"})
 }
