@@ -88,6 +88,14 @@ func (m *Monitor) changes(ctx context.Context) error {
 		if err := m.publishDevices(ctx, list); err != nil {
 			return err
 		}
+		for _, d := range list {
+			delete(m.devices, d.DeviceID)
+		}
+		for id := range m.devices { // deleted
+			if err := m.cfg.Publisher.Publish(ctx, m.cfg.Topics.FleetDevice(id), nil, 1, true); err != nil {
+				return fmt.Errorf("clear the topic of device %s: %w", id, err)
+			}
+		}
 		m.devices = map[string]bool{}
 	}
 	if len(m.deploys) > 0 {
@@ -133,6 +141,9 @@ func (m *Monitor) publish(ctx context.Context, topic string, v any, retain bool)
 	b, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode message for %s: %w", topic, err)
+	}
+	if err := m.renew(ctx); err != nil {
+		return err
 	}
 	if err := m.cfg.Publisher.Publish(ctx, topic, b, 1, retain); err != nil {
 		return fmt.Errorf("publish to %s: %w", topic, err)

@@ -83,6 +83,7 @@ const deploymentKeep = 24 * time.Hour
 type Monitor struct {
 	cfg        Config
 	generation int64 // 0: another replica has the lease
+	renewed    time.Time
 	published  int64
 	devices    map[string]bool // changed since they were last published
 	deploys    map[string]bool
@@ -159,6 +160,7 @@ func (m *Monitor) acquire(ctx context.Context) error {
 		m.generation = 0
 		return err
 	}
+	m.renewed = time.Now()
 	if g == m.generation {
 		return nil
 	}
@@ -171,6 +173,24 @@ func (m *Monitor) acquire(ctx context.Context) error {
 		return err
 	}
 	return m.events(ctx)
+}
+
+// renew keeps the lease while a long list is published: to a broker far away, a
+// batch may take longer than the lease and would begin again for ever.
+func (m *Monitor) renew(ctx context.Context) error {
+	if time.Since(m.renewed) < m.cfg.Lease/3 {
+		return nil
+	}
+	g, ok, err := m.cfg.Store.AcquireLease(ctx, leaseName, m.cfg.Holder, m.cfg.Lease)
+	if err != nil {
+		return err
+	}
+	if !ok || g != m.generation {
+		m.generation = 0
+		return fleet.Errorf(fleet.CodeConflict, "another replica has the lease")
+	}
+	m.renewed = time.Now()
+	return nil
 }
 
 func (m *Monitor) release(ctx context.Context) {

@@ -186,3 +186,37 @@ func TestMonitorLeavesNoGoroutine(t *testing.T) {
 	_ = s.DB.Close()
 	goleak.VerifyNone(t, append(testkit.SharedServers(), before)...)
 }
+
+func TestTopicOfADeletedDeviceIsCleared(t *testing.T) {
+	t.Parallel()
+	s := looptest.Open(t)
+	start(t, s, "one")
+	a := s.Online()
+	s.Wire.Await(t, s.Topics.FleetDevice(a), 1)
+	if err := s.DB.DeleteDevice(t.Context(), a, nil, fleet.System); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Eventually(t, 10*time.Second, func() bool {
+		list := s.Wire.On(s.Topics.FleetDevice(a))
+		last := list[len(list)-1]
+		return len(last.Payload) == 0 && last.Retain
+	})
+}
+
+func TestBatchThatTakesLongerThanTheLeaseIsPublishedOnce(t *testing.T) {
+	t.Parallel()
+	s := looptest.Open(t)
+	for range 30 {
+		s.Device()
+	}
+	s.Wire.Follow(func(looptest.Message) { <-time.After(20 * time.Millisecond) }) // a broker far away
+	start(t, s, "one")
+	s.Wire.Await(t, s.Topics.FleetEvents(), 30)
+	s.Device()
+	s.Wire.Await(t, s.Topics.FleetEvents(), 31)
+	for i, n := range numbers(t, s) {
+		if n != int64(i+1) {
+			t.Fatalf("numbers are %v", numbers(t, s))
+		}
+	}
+}
