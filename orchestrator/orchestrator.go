@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -77,6 +78,7 @@ type Orchestrator struct {
 	listener  net.Listener
 	loops     map[string]func(context.Context) error
 	adminMade bool
+	lookAtAll atomic.Bool // the next recheck is of every connection
 }
 
 // New connects to Postgres and the object store, migrates, makes what the first
