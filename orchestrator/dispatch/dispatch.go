@@ -39,6 +39,10 @@ type Presigner interface {
 // URLLife is how long a device may use a bundle's URL; it asks for a new one.
 const URLLife = 15 * time.Minute
 
+// presignTimeout bounds the wait for an object store that does not answer:
+// commands that need nothing of it wait behind.
+const presignTimeout = 5 * time.Second
+
 // Config says how to build a Dispatcher. Zero numbers mean the default.
 type Config struct {
 	Topics     protocol.Topics
@@ -196,6 +200,10 @@ func (u *urls) get(ctx context.Context, key string) (*signedURL, error) {
 		u.m[key] = s
 	}
 	u.mu.Unlock()
-	s.once.Do(func() { s.url, s.expires, s.etag, s.err = u.cfg.Presigner.Presign(ctx, key, URLLife) })
+	s.once.Do(func() {
+		op, cancel := context.WithTimeout(ctx, presignTimeout)
+		defer cancel()
+		s.url, s.expires, s.etag, s.err = u.cfg.Presigner.Presign(op, key, URLLife)
+	})
 	return s, s.err
 }

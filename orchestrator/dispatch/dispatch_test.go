@@ -169,3 +169,40 @@ func TestLoopsLeaveNoGoroutine(t *testing.T) {
 	_ = s.DB.Close()
 	goleak.VerifyNone(t, append(testkit.SharedServers(), before)...)
 }
+
+// hung is an object store that does not answer.
+type hung struct{}
+
+func (hung) Presign(ctx context.Context, _ string, _ time.Duration) (string, time.Time, string, error) {
+	<-ctx.Done()
+	return "", time.Time{}, "", ctx.Err()
+}
+
+func TestObjectStoreThatHangsHoldsUpNoConfiguration(t *testing.T) {
+	t.Parallel()
+	s := looptest.Open(t)
+	d, err := dispatch.New(dispatch.Config{
+		Topics: s.Topics, Store: s.DB, Publisher: s.Wire, Presigner: hung{}, CommandKey: s.Key, Log: testkit.Logger(t), MaxSleep: 20 * time.Millisecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := s.Online(), s.Online()
+	s.Deploy(s.Bundle("edge", "1.0.0"), a)
+	if _, _, err := s.DB.Step(t.Context(), 0, false, nil, rollout.Plan); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- d.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	testkit.Eventually(t, 10*time.Second, func() bool { // the deployment's command was claimed
+		wait, ok, err := s.DB.NextSend(t.Context())
+		return err == nil && ok && wait > 5*time.Second
+	})
+	interval := 9
+	if _, err := s.DB.SetDeviceConfig(t.Context(), b, fleet.ConfigPatch{HeartbeatIntervalS: &interval}, 0, nil, fleet.System); err != nil {
+		t.Fatal(err)
+	}
+	s.Wire.Await(t, s.Topics.Device(b, protocol.KindCommand), 1)
+}
