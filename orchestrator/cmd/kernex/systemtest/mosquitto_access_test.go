@@ -186,11 +186,11 @@ func TestMosquittoKeepsDevicesApart(t *testing.T) {
 
 	t.Log("what its wills do")
 	for _, id := range []string{victim, thief} { // each new connection ends the one before, whose will is sent
-		c, _ = e.join(e.devices, cert, func(o *mqttclient.Options) {
+		e.join(e.devices, cert, func(o *mqttclient.Options) {
 			o.WillTopic, o.WillPayload, o.WillQoS = topics.Device(id, protocol.KindPresence), []byte(`{"will":"of the thief"}`), 1
 		})
 	}
-	c, _ = e.join(e.devices, cert, nil)
+	e.join(e.devices, cert, nil)
 	heard.wait(t, thief+`/presence {"will"`)
 	if heard.has(victim + `/presence {"will"`) {
 		t.Error("a will went to another device's presence")
@@ -306,7 +306,7 @@ func TestMosquittoRefusesWhoHasNoCertificate(t *testing.T) {
 	watch, heard := e.asService()
 	subscribe(t, watch, "kernex/v1/#")
 	mine, other := nonce(), nonce()
-	n, in := e.join(e.enroll, nil, func(o *mqttclient.Options) { o.ClientID, o.Username = mine, "enroll" })
+	n, in := e.join(e.enroll, nil, func(o *mqttclient.Options) { o.ClientID, o.Username = mine, "service" }) // a name that counts on another listener only
 	subscribe(t, n, topics.EnrollReply(other), "kernex/v1/#", "#", topics.EnrollReply(mine))
 	for _, topic := range []string{topics.EnrollRequest(other), topics.EnrollReply(mine), topics.Device(id, protocol.KindState), topics.Device(mine, protocol.KindState)} {
 		publish(t, n, topic, forged)

@@ -22,7 +22,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -33,29 +32,6 @@ import (
 	"github.com/kernexhq/kernex/pkg/testkit/s3test"
 )
 
-// orchestratorProgram builds kernex-orchestrator once, next to the others.
-var orchestratorProgram struct {
-	sync.Once
-	err error
-}
-
-func orchestratorBin(t testing.TB) string {
-	t.Helper()
-	dir := bin(t)
-	orchestratorProgram.Do(func() {
-		build := exec.Command("go", "build", "-trimpath", "-o", dir+"/", "./orchestrator/cmd/kernex-orchestrator")
-		build.Dir = root(t)
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			orchestratorProgram.err = fmt.Errorf("build kernex-orchestrator: %w: %s", err, out)
-		}
-	})
-	if orchestratorProgram.err != nil {
-		t.Fatal(orchestratorProgram.err)
-	}
-	return filepath.Join(dir, "kernex-orchestrator")
-}
-
 // external is a fleet whose broker is Mosquitto, with the configuration that
 // deployments/mosquitto has, and client certificates.
 type external struct {
@@ -65,7 +41,6 @@ type external struct {
 	enroll  string
 	service string
 	secret  string // of the user service
-	conf    string
 	broker  *process
 }
 
@@ -85,7 +60,7 @@ func startExternal(t *testing.T, args ...string) *external {
 	}
 	serverCertificate(t, dir)
 
-	cmd := exec.Command(orchestratorBin(t), append([]string{
+	cmd := exec.Command(filepath.Join(bin(t), "kernex-orchestrator"), append([]string{
 		"--http", "127.0.0.1:0", "--postgres", testkit.Postgres(t), "--s3-endpoint", store.URL, "--s3-region", store.Region, "--s3-insecure",
 		"--s3-access-key", store.AccessKey, "--s3-secret-key-file", filepath.Join(dir, "s3.key"),
 		"--broker", e.service, "--broker-ca", e.roots, "--broker-username", "service", "--broker-password-file", filepath.Join(dir, "service.password"),
@@ -336,6 +311,38 @@ func TestTheTourWithMosquittoAndClientCertificates(t *testing.T) {
 	e.online(1)
 	e.device(dirs[0], "")
 	e.online(2)
+}
+
+// TestAPendingDeviceGetsItsCertificateOnceItIsApproved has no restricted login to
+// wait with: it asks by enrolling.
+func TestAPendingDeviceGetsItsCertificateOnceItIsApproved(t *testing.T) {
+	t.Parallel()
+	e := startExternal(t)
+	a := e.device(t.TempDir(), "")
+	var id string
+	testkit.Eventually(t, patience, func() error {
+		got, err := e.api.Devices(context.Background(), client.DeviceFilter{Status: "pending"}, 10)
+		if err == nil && len(got.Items) != 1 {
+			err = fmt.Errorf("%d devices are pending", len(got.Items))
+		}
+		if err == nil {
+			id = got.Items[0].ID
+		}
+		return err
+	})
+	if _, err := e.api.Approve(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Eventually(t, patience, func() error {
+		d, err := e.api.Device(context.Background(), id)
+		if err == nil && d.Status != "online" {
+			err = fmt.Errorf("the approved device is %s", d.Status)
+		}
+		return err
+	})
+	if c := leaf(t, a.dir); c.Subject.CommonName != id {
+		t.Errorf("the certificate is for %q, want %s", c.Subject.CommonName, id)
+	}
 }
 
 // serverCertificate writes Mosquitto's certificate for 127.0.0.1, its key and
