@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
-	_ "github.com/lib/pq" // the driver
+	"github.com/lib/pq"
 
 	"github.com/kernexhq/kernex/pkg/fleet"
 )
@@ -24,8 +24,14 @@ type DB struct {
 // Open connects to dsn with at most maxConns connections and proves that the
 // server answers.
 func Open(ctx context.Context, dsn string, maxConns int) (*DB, error) {
-	db, err := sqlx.ConnectContext(ctx, "postgres", dsn)
+	connector, err := pq.NewConnector(dsn)
 	if err != nil {
+		return nil, fmt.Errorf("read the connection string of Postgres: %w", err)
+	}
+	connector.Dialer(newDialer())
+	db := sqlx.NewDb(sql.OpenDB(connector), "postgres")
+	if err := db.PingContext(ctx); err != nil {
+		_ = db.Close() // has no connection
 		return nil, fmt.Errorf("connect to Postgres: %w", err)
 	}
 	db.SetMaxOpenConns(maxConns)

@@ -57,7 +57,7 @@ func (l *Listener) Run(ctx context.Context) error {
 	defer tick.Stop()
 	var notes <-chan *pq.Notification
 	if l.dsn != "" {
-		p := pq.NewListener(l.dsn, 100*time.Millisecond, l.poll, l.event)
+		p := pq.NewDialListener(newDialer(), l.dsn, 100*time.Millisecond, l.poll, l.event)
 		listening := make(chan error, 1)
 		go func() { listening <- p.Listen(Channel) }() // waits for the first connection
 		defer func() { <-listening }()                 // after Close, which ends it
