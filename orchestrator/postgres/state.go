@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"slices"
+	"strings"
 
 	"github.com/jmoiron/sqlx"
 
@@ -22,6 +24,7 @@ type stateBefore struct {
 	Release       string           `db:"release"`
 	ConfigVersion int64            `db:"config_version"`
 	ConfigOutcome string           `db:"config_outcome"`
+	SessionOld    bool             `db:"session_old"` // born more than a minute ago
 }
 
 // ApplyState stores a device's full report. The first one of a session makes
@@ -41,8 +44,8 @@ func (d *DB) ApplyState(ctx context.Context, id string, s protocol.State, allow 
 			return translate(err, "make device status")
 		}
 		var was stateBefore
-		err := tx.GetContext(ctx, &was, `SELECT d.status, s.session, s.seq, s.boot, s.state_rev, s.online, s.health, s.release, s.config_version, s.config_outcome
-			FROM devices d JOIN device_status s ON s.device_id = d.id WHERE d.id = $1 FOR UPDATE OF s`, id)
+		err := tx.GetContext(ctx, &was, `SELECT d.status, s.session, s.seq, s.boot, s.state_rev, s.online, s.health, s.release, s.config_version, s.config_outcome,
+			COALESCE(s.session_at < now() - interval '1 minute', false) AS session_old FROM devices d JOIN device_status s ON s.device_id = d.id WHERE d.id = $1 FOR UPDATE OF s`, id)
 		switch {
 		case errors.Is(err, sql.ErrNoRows) || err == nil && was.Credential != fleet.CredentialActive:
 			out.Refused = true
@@ -52,9 +55,13 @@ func (d *DB) ApplyState(ctx context.Context, id string, s protocol.State, allow 
 		}
 		newer := s.Session > was.Session
 		out.Birth = newer || s.Session == was.Session && was.Boot == ""
-		out.CloneSign = !newer && was.Boot != "" && s.Boot != was.Boot
+		out.CloneSign = was.cloneSign(s)
 		out.Stale = s.Session < was.Session || !out.Birth && s.StateRev < was.StateRev
-		if out.Stale || out.CloneSign {
+		if out.CloneSign {
+			out.Quarantined, err = cloneSeen(ctx, tx, id, s, was)
+			return err
+		}
+		if out.Stale {
 			return nil
 		}
 		return stateStore(ctx, tx, id, s, was, out.Birth, allow)
@@ -65,10 +72,11 @@ func (d *DB) ApplyState(ctx context.Context, id string, s protocol.State, allow 
 func stateStore(ctx context.Context, tx *sqlx.Tx, id string, s protocol.State, was stateBefore, birth bool, allow func(string) bool) error {
 	// The goodbye of this very session may have been faster than its report.
 	online := s.Session > was.Session || was.Seq != sessionOver
-	if _, err := tx.ExecContext(ctx, `UPDATE device_status SET session = $2, seq = CASE WHEN session < $2 THEN 0 ELSE seq END, boot = $3, state_rev = $4, online = $5, last_seen = now(),
-		health = $6, agent_version = $7, os = $8, arch = $9, bundle_name = $10, bundle_version = $11, release = $12, highest_seq = greatest(highest_seq, $13)
+	if _, err := tx.ExecContext(ctx, `UPDATE device_status SET session = $2, session_at = CASE WHEN session < $2 OR boot = '' THEN now() ELSE session_at END, seq = CASE WHEN session < $2 THEN 0 ELSE seq END, boot = $3, state_rev = $4, online = $5, last_seen = now(),
+		health = $6, agent_version = $7, os = $8, arch = $9, bundle_name = $10, bundle_version = $11, release = $12, highest_seq = greatest(highest_seq, $13),
+		trust_mode = $14, release_keys = $15, command_key = $16
 		WHERE device_id = $1`, id, s.Session, orDash(s.Boot), s.StateRev, online,
-		s.Status, s.AgentVersion, s.OS, s.Arch, s.BundleName, s.BundleVersion, s.Release, s.HighestSeq); err != nil {
+		s.Status, s.AgentVersion, s.OS, s.Arch, s.BundleName, s.BundleVersion, s.Release, s.HighestSeq, s.TrustMode, trustKeys(s), s.CommandKey); err != nil {
 		return translate(err, "update device status")
 	}
 	if err := stateSeqs(ctx, tx, id); err != nil {
@@ -92,6 +100,9 @@ func stateStore(ctx context.Context, tx *sqlx.Tx, id string, s protocol.State, w
 		return err
 	}
 	if err := stateConfig(ctx, tx, id, s); err != nil {
+		return err
+	}
+	if err := trustCatchUp(ctx, tx, id, s); err != nil {
 		return err
 	}
 	return commandsDue(ctx, tx, id, "", birth)
@@ -125,6 +136,13 @@ func orDash(boot string) string {
 		return "-"
 	}
 	return boot
+}
+
+// trustKeys is the reported release keys in the order in which they are compared.
+func trustKeys(s protocol.State) string {
+	ids := slices.Clone(s.ReleaseKeys)
+	slices.Sort(ids)
+	return strings.Join(ids, " ")
 }
 
 func stateEvents(ctx context.Context, tx *sqlx.Tx, id string, s protocol.State, was stateBefore, online bool, allow func(string) bool) error {

@@ -23,10 +23,11 @@ type Beat struct {
 
 // StateOutcome says what became of a full state report.
 type StateOutcome struct {
-	Refused   bool // the credential does not allow it, or there is no such device
-	Stale     bool // older than what is stored
-	Birth     bool // the first report of a session
-	CloneSign bool // the same session with another boot, or an older session from another boot
+	Refused     bool // the credential does not allow it, or there is no such device
+	Stale       bool // older than what is stored
+	Birth       bool // the first report of a session
+	CloneSign   bool // the same session with another boot, or an older session: a copy of the device
+	Quarantined bool // by this report, the second sign of a copy within 24 h
 }
 
 // Command is an open command that was claimed for one delivery. Body is what
@@ -41,8 +42,9 @@ type Command struct {
 	Body          json.RawMessage
 	IssuedAt      time.Time
 	NotAfter      time.Time
-	Generation    int64 // of the claim
-	Sends         int   // deliveries, this one counted
+	Generation    int64  // of the claim
+	CommandKey    string // what the device has said to have pinned; "": nothing yet
+	Sends         int    // deliveries, this one counted
 	Bundle        *Bundle
 }
 
@@ -134,4 +136,5 @@ type Enrolled struct {
 	Credential Credential
 	New        bool
 	Config     Config
+	Trust      ReleaseKeys
 }
