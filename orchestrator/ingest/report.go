@@ -73,7 +73,7 @@ func (i *Ingest) state(ctx context.Context, m message) {
 		return
 	case out.CloneSign:
 		i.metrics.cloneSigns.Inc()
-		i.cfg.Log.Warn().Str("device", m.id).Int64("session", s.Session).Msg("a birth that looks like a copy of this device")
+		i.cfg.Log.Warn().Str("device", m.id).Int64("session", s.Session).Bool("quarantined", out.Quarantined).Msg("a birth that looks like a copy of this device")
 	}
 	if out.Stale {
 		i.drop(m.kind, "stale")

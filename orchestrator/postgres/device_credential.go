@@ -102,7 +102,7 @@ var deviceMoves = map[fleet.Credential]map[fleet.Credential]string{
 func (d *DB) SetCredential(ctx context.Context, id string, from, to fleet.Credential, scope fleet.Selector, by fleet.Actor) (fleet.Device, error) {
 	var after fleet.Device
 	err := d.tx(ctx, func(tx *sqlx.Tx) error {
-		if to == fleet.CredentialRevoked { // before the device, as a report locks them
+		if to == fleet.CredentialRevoked || to == fleet.CredentialActive { // before the device, as a report locks them
 			if _, err := tx.ExecContext(ctx, `SELECT 1 FROM device_status WHERE device_id = $1 FOR NO KEY UPDATE`, id); err != nil {
 				return translate(err, "lock device status")
 			}
@@ -128,7 +128,12 @@ func (d *DB) SetCredential(ctx context.Context, id string, from, to fleet.Creden
 		}
 		switch to {
 		case fleet.CredentialActive:
-			err = configCatchUp(ctx, tx, id)
+			if now == fleet.CredentialQuarantined {
+				err = cloneForget(ctx, tx, id)
+			}
+			if err == nil {
+				err = configCatchUp(ctx, tx, id)
+			}
 		case fleet.CredentialRevoked:
 			err = deviceGone(ctx, tx, id)
 		default:

@@ -152,25 +152,6 @@ func TestHeartbeatMayOvertakeTheBirthOfItsSession(t *testing.T) {
 	}
 }
 
-func TestCloneSignsComeFromBirths(t *testing.T) {
-	t.Parallel()
-	s := looptest.Open(t)
-	a := s.Device()
-	s.Birth(a, 7)
-	for _, c := range []struct {
-		session int64
-		boot    string
-		sign    bool
-	}{{7, "boot-1", false}, {7, "other", true}, {6, "other", true}, {6, "boot-1", false}, {8, "other", false}} {
-		report := looptest.State(c.session)
-		report.Boot = c.boot
-		out, err := s.DB.ApplyState(t.Context(), a, report, looptest.Allow)
-		if err != nil || out.CloneSign != c.sign {
-			t.Fatalf("session %d, boot %s: %+v, %v", c.session, c.boot, out, err)
-		}
-	}
-}
-
 func TestStateOfADeviceThatIsNotActiveIsRefused(t *testing.T) {
 	t.Parallel()
 	s := looptest.Open(t)
