@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -26,7 +27,7 @@ type DB struct {
 func Open(ctx context.Context, dsn string, maxConns int) (*DB, error) {
 	connector, err := pq.NewConnector(dsn)
 	if err != nil {
-		return nil, fmt.Errorf("read the connection string of Postgres: %w", err)
+		return nil, badDSN(err)
 	}
 	connector.Dialer(newDialer())
 	db := sqlx.NewDb(sql.OpenDB(connector), "postgres")
@@ -38,6 +39,15 @@ func Open(ctx context.Context, dsn string, maxConns int) (*DB, error) {
 	db.SetMaxIdleConns(maxConns)
 	db.SetConnMaxIdleTime(5 * time.Minute)
 	return &DB{db: db}, nil
+}
+
+// badDSN says what is wrong with a connection string, but only where the driver
+// names a setting: its other errors quote the string, password and all.
+func badDSN(err error) error {
+	if why, ok := strings.CutPrefix(err.Error(), "pq: "); ok {
+		return fleet.Errorf(fleet.CodeInvalid, "connect to Postgres: %s", why)
+	}
+	return fleet.Errorf(fleet.CodeInvalid, "connect to Postgres: the connection string is neither a postgres:// URL nor a list of key=value pairs; in a URL, percent-encode what is special in the password")
 }
 
 // Close closes every connection.

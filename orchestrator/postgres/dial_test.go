@@ -2,11 +2,27 @@ package postgres
 
 import (
 	"net"
+	"strings"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kernexhq/kernex/pkg/fleet"
 )
+
+func TestBrokenConnectionStringIsRefusedAtOnceAndNotQuoted(t *testing.T) {
+	t.Parallel()
+	for _, dsn := range []string{
+		"postgres://kernex:hunter2%zz@db/kernex", "postgres://kernex:hunter2#x@db/kernex", "postgres://kernex:hunter2 x@db:y/kernex",
+		"host=db password=a hunter2", "host=db password='hunter2", "postgres://kernex:hunter2@db/kernex?sslmode=maybe",
+	} {
+		_, err := Open(t.Context(), dsn, 1)
+		if fleet.ErrorCode(err) != fleet.CodeInvalid || Away(err) || strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), "connect to Postgres") {
+			t.Errorf("%s: %v (waiting mends it: %v)", dsn, err, Away(err))
+		}
+	}
+}
 
 func TestConnectionsEndWhenTheServerIsGone(t *testing.T) {
 	t.Parallel()

@@ -61,7 +61,7 @@ func TestBadSettingsAreRefusedByName(t *testing.T) {
 		"no object store":           {change: map[string]string{"--s3-endpoint": ""}, code: 2, want: "--s3-endpoint is needed"},
 		"no command key":            {change: map[string]string{"--command-key-file": ""}, code: 2, want: "--command-key-file is needed"},
 		"database away":             {code: 1, want: "Postgres did not answer for 0s"},
-		"database URL broken":       {change: map[string]string{"--postgres": "postgres://%zz"}, code: 1, want: "connect to Postgres"},
+		"database URL broken":       {change: map[string]string{"--postgres": "postgres://%zz"}, code: 2, want: "connect to Postgres"},
 		"http storage":              {change: map[string]string{"--s3-endpoint": "http://127.0.0.1:1"}, code: 2, want: "--s3-insecure"},
 		"public http storage":       {change: map[string]string{"--s3-public-url": "http://127.0.0.1:1"}, code: 2, want: "--s3-insecure"},
 		"storage with a path":       {change: map[string]string{"--s3-endpoint": "https://h/p"}, code: 2, want: "scheme://host"},
