@@ -118,6 +118,8 @@ func TestSecretsAreTakenOutOfEveryLine(t *testing.T) {
 	for name, value := range map[string]string{
 		"presigned url": presigned, "token": token, "jwt": jwt,
 		"header":       "Authorization: Bearer " + token,
+		"claim token":  `{"token":"ke_SECRET-abcdefghijklmnopqrstuvwxyz0123456789"}`,
+		"receipt":      "registration_token=kr_SECRET_abcdefghijklmnopqrstuvwxyz0123456789",
 		"lower case":   strings.ToLower("x-amz-signature=") + "SECRET",
 		"escaped url":  "next=https%3A%2F%2Fs3%2Fk%3FX-Amz-Signature%3DSECRET",
 		"jwt unsigned": "eyJhbGciOiJub25lIn0.eyJzdWIiOiJTRUNSRVQifQ.",
@@ -142,7 +144,7 @@ func TestSecretsAreTakenOutOfEveryLine(t *testing.T) {
 
 func TestHarmlessTextStays(t *testing.T) {
 	t.Parallel()
-	for _, s := range []string{"device kx was seen", "https://s3.example.com/b/k?part=1", "eyJ", "a.b.c", ""} {
+	for _, s := range []string{"device kx was seen", "broker_x", "kernex_ingest_messages_total", "https://s3.example.com/b/k?part=1", "eyJ", "a.b.c", ""} {
 		if got := logging.Redact(s); got != s {
 			t.Errorf("%q became %q", s, got)
 		}

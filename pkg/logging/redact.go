@@ -14,17 +14,18 @@ var (
 	// signed is the part of a presigned URL that makes it one, also inside
 	// of another, escaped URL.
 	signed = regexp.MustCompile(`(?i)(X-Amz-(?:Signature|Credential|Security-Token)(?:=|%3D))[^&\s"'<>\\]+`)
-	// apiToken is a token of the admin API.
-	apiToken = regexp.MustCompile(`\bkx_[A-Za-z0-9_-]+`)
+	// token is one of the admin API (kx_), a claim token (ke_) or a device's
+	// registration token (kr_).
+	token = regexp.MustCompile(`\b(k[xer]_)[A-Za-z0-9_-]+`)
 	// compact is a JWS: a device's password (JWT) or a signed command.
 	compact = regexp.MustCompile(`\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*`)
 )
 
 // Hints that a pattern may match; most lines have none of them.
-var hints = [][]byte{[]byte("mz-"), []byte("MZ-"), []byte("kx_"), []byte("eyJ")}
+var hints = [][]byte{[]byte("mz-"), []byte("MZ-"), []byte("kx_"), []byte("ke_"), []byte("kr_"), []byte("eyJ")}
 
 // Redact replaces the secrets in s: presigned URLs' signature and credential,
-// API tokens and JWTs.
+// tokens and JWTs.
 func Redact(s string) string { return string(redact([]byte(s))) }
 
 func redact(line []byte) []byte {
@@ -36,7 +37,7 @@ func redact(line []byte) []byte {
 		return line
 	}
 	line = signed.ReplaceAll(line, []byte("${1}redacted"))
-	line = apiToken.ReplaceAll(line, []byte("kx_redacted"))
+	line = token.ReplaceAll(line, []byte("${1}redacted"))
 	return compact.ReplaceAll(line, []byte("jwt_redacted"))
 }
 
