@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"fmt"
 
+	"github.com/kernexhq/kernex/pkg/protocol"
 	"github.com/kernexhq/kernex/pkg/secretfile"
 )
 
@@ -16,27 +17,18 @@ import (
 // same file.
 type keys struct {
 	command   ed25519.PrivateKey
-	challenge []byte // seals enrolment challenges, so that any replica can verify them
-	group     []byte // names the shared subscriptions; only replicas can know it
+	next      ed25519.PrivateKey // what devices are to pin instead; nil: no change is under way
+	challenge []byte             // seals enrolment challenges, so that any replica can verify them
+	group     []byte             // names the shared subscriptions; only replicas can know it
 }
 
 // loadKeys reads the command key's seed from a 0600 file, making it at the
 // first start. A device pins the public half at enrolment, so a lost file means
 // enrolling every device again.
 func loadKeys(path string) (keys, error) {
-	text, _, err := secretfile.ReadOrMake(path, func() (string, error) {
-		seed := make([]byte, ed25519.SeedSize)
-		if _, err := rand.Read(seed); err != nil {
-			return "", fmt.Errorf("make command key: %w", err)
-		}
-		return base64.StdEncoding.EncodeToString(seed), nil
-	})
+	seed, err := loadSeed(path)
 	if err != nil {
 		return keys{}, err
-	}
-	seed, err := base64.StdEncoding.DecodeString(text)
-	if err != nil || len(seed) != ed25519.SeedSize {
-		return keys{}, fmt.Errorf("command key %s does not hold %d bytes in base64", path, ed25519.SeedSize)
 	}
 	challenge, err := hkdf.Key(sha256.New, seed, nil, "kernex-enroll-challenge-v1", 32)
 	if err != nil {
@@ -54,4 +46,49 @@ func loadKeys(path string) (keys, error) {
 func ShareGroup(commandKeyFile string) (string, error) {
 	k, err := loadKeys(commandKeyFile)
 	return "kernex-" + hex.EncodeToString(k.group), err
+}
+
+// loadSeed reads a command key file, making it if it is missing.
+func loadSeed(path string) ([]byte, error) {
+	text, _, err := secretfile.ReadOrMake(path, func() (string, error) {
+		seed := make([]byte, ed25519.SeedSize)
+		if _, err := rand.Read(seed); err != nil {
+			return "", fmt.Errorf("make command key: %w", err)
+		}
+		return base64.StdEncoding.EncodeToString(seed), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	seed, err := base64.StdEncoding.DecodeString(text)
+	if err != nil || len(seed) != ed25519.SeedSize {
+		return nil, fmt.Errorf("command key %s does not hold %d bytes in base64", path, ed25519.SeedSize)
+	}
+	return seed, nil
+}
+
+// loadNextKey reads the key that takes over, nil if there is none.
+func loadNextKey(path string) (ed25519.PrivateKey, error) {
+	if path == "" {
+		return nil, nil
+	}
+	seed, err := loadSeed(path)
+	if err != nil {
+		return nil, fmt.Errorf("next command key: %w", err)
+	}
+	return ed25519.NewKeyFromSeed(seed), nil
+}
+
+func (k keys) commandText() string { return publicText(k.command) }
+
+func (k keys) nextText() string {
+	if k.next == nil {
+		return ""
+	}
+	return publicText(k.next)
+}
+
+func publicText(key ed25519.PrivateKey) string {
+	public, _ := key.Public().(ed25519.PublicKey) // always one
+	return protocol.CommandKeyText(public)
 }

@@ -40,6 +40,7 @@ type Config struct {
 	MaxConns       int                // database connections; 0 is 20
 	Objects        objectstore.Config // the bundles' bucket
 	CommandKeyFile string             // made at the first start; every replica has the same
+	NextCommandKey string             // file of the key that devices are to pin instead; made if it is missing; "" is none
 	AdminTokenFile string             // where the first admin token goes; "" makes none
 	Topics         protocol.Topics
 	MaxBundle      int64         // bytes; 0 is 512 MiB
@@ -71,6 +72,7 @@ type Orchestrator struct {
 	transport Transport
 	log       zerolog.Logger
 	fleet     string
+	keys      keys
 	db        *postgres.DB
 	notes     *postgres.Listener
 	ingest    *ingest.Ingest
@@ -96,6 +98,10 @@ func New(ctx context.Context, cfg Config, transport Transport) (_ *Orchestrator,
 	if err != nil {
 		return nil, err
 	}
+	if keys.next, err = loadNextKey(cfg.NextCommandKey); err != nil {
+		return nil, err
+	}
+	o.keys = keys
 	if o.db, err = postgres.Open(ctx, cfg.Postgres, cfg.MaxConns); err != nil {
 		return nil, err
 	}
@@ -132,6 +138,11 @@ func (o *Orchestrator) prepare(ctx context.Context) (err error) {
 	if o.fleet, err = o.db.FleetName(ctx); err != nil {
 		return err
 	}
+	if next := o.keys.nextText(); next != "" {
+		if err := o.db.SetNextCommandKey(ctx, next); err != nil {
+			return err
+		}
+	}
 	if o.cfg.AdminTokenFile == "" {
 		return nil
 	}
@@ -161,7 +172,7 @@ func (o *Orchestrator) wire(k keys, objects *objectstore.Store) (err error) {
 		return err
 	}
 	send, err := dispatch.New(dispatch.Config{
-		Topics: cfg.Topics, Store: o.db, Publisher: o.transport, Presigner: &presigner{Store: objects, etags: map[string]string{}}, CommandKey: k.command,
+		Topics: cfg.Topics, Store: o.db, Publisher: o.transport, Presigner: &presigner{Store: objects, etags: map[string]string{}}, CommandKey: k.command, NextKey: k.next,
 		Wake: o.notes.Wake(postgres.WorkDispatch), Registerer: cfg.Registry, Log: o.part("dispatch"),
 	})
 	if err != nil {
@@ -268,8 +279,4 @@ func (o *Orchestrator) wakeStreams(ctx context.Context, numbered <-chan struct{}
 			o.api.WakeEvents()
 		}
 	}
-}
-
-func (o *Orchestrator) warnings() []string {
-	return []string{"trust mode open: bundles need no signature"}
 }

@@ -99,6 +99,7 @@ func New(cfg Config) *API {
 	a.registerBundles()
 	a.registerDeployments()
 	a.registerTokens()
+	a.registerReleaseKeys()
 	a.registerAudit()
 	a.registerEvents()
 	a.spec = specJSON(a.huma.OpenAPI())

@@ -15,6 +15,7 @@ import (
 type Store interface {
 	TokenStore
 	EnrollmentTokenStore
+	ReleaseKeyStore
 	DeviceStore
 	CredentialStore
 	DeviceRecords
@@ -41,6 +42,13 @@ type EnrollmentTokenStore interface {
 	EnrollmentTokens(ctx context.Context, scope fleet.Selector, p fleet.Page) (fleet.List[fleet.EnrollmentToken], error)
 	CreateEnrollmentToken(ctx context.Context, n fleet.NewEnrollmentToken, by fleet.Actor) (t fleet.EnrollmentToken, secret string, err error)
 	RevokeEnrollmentToken(ctx context.Context, id string, scope fleet.Selector, by fleet.Actor) error
+}
+
+// ReleaseKeyStore keeps the public keys that sign bundles.
+type ReleaseKeyStore interface {
+	ReleaseKeys(ctx context.Context) (fleet.ReleaseKeys, error)
+	AddReleaseKey(ctx context.Context, n fleet.NewReleaseKey, by fleet.Actor) (k fleet.ReleaseKey, created bool, err error)
+	RevokeReleaseKey(ctx context.Context, id string, by fleet.Actor) error
 }
 
 // DeviceStore keeps devices.

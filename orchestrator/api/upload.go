@@ -35,7 +35,7 @@ const (
 func (a *API) registerUpload() {
 	op := &huma.Operation{
 		OperationID: "upload-bundle", Method: http.MethodPost, Path: uploadPath, Summary: "Upload a bundle", Tags: []string{"bundles"},
-		Description: "The archive is checked while it is stored. The same release again answers 200; the same version with another release is a conflict.",
+		Description: "The archive is checked while it is stored. The same release again answers 200 and adds the signature that it brings; the same version with another release is a conflict. In trust mode required the manifest must be signed by a release key.",
 		Extensions:  map[string]any{"x-kernex-role": string(fleet.RoleOperator)},
 		Parameters:  []*huma.Param{{Name: "Idempotency-Key", In: "header", Schema: &huma.Schema{Type: "string"}}},
 		RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"multipart/form-data": {Schema: &huma.Schema{
@@ -208,7 +208,7 @@ func (a *API) receive(ctx context.Context, key string, file io.Reader, next func
 	return fleet.Bundle{
 		ID: fleet.NewID("bun"), Name: v.info.Manifest.Name, Version: v.info.Manifest.Version, Release: v.info.Release,
 		Checksum: v.info.Checksum, Size: v.info.Size, Expanded: v.info.Expanded, Manifest: v.info.ManifestBytes,
-		PartSize: v.parts.size, Parts: v.parts.sums(), ObjectKey: key,
+		Signature: string(v.info.Signature), PartSize: v.parts.size, Parts: v.parts.sums(), ObjectKey: key,
 	}, nil
 }
 

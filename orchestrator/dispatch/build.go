@@ -26,6 +26,9 @@ func build(c fleet.Command) (protocol.Command, error) {
 	case protocol.CommandCancel:
 		cmd.Cancel = &protocol.Cancel{}
 		body = cmd.Cancel
+	case protocol.CommandTrust:
+		cmd.Trust = &protocol.Trust{}
+		body = cmd.Trust
 	case protocol.CommandLogs:
 		cmd.Logs = &protocol.Logs{}
 		body = cmd.Logs
@@ -48,7 +51,7 @@ func deploy(cmd protocol.Command, c fleet.Command) (protocol.Command, error) {
 		Deployment: body.Deployment, StepTimeoutS: body.StepTimeoutS, MaxRate: body.MaxRate,
 		Bundle: protocol.BundleRef{
 			Name: b.Name, Version: b.Version, Release: b.Release, Checksum: b.Checksum, Size: b.Size,
-			Expanded: b.Expanded, Files: b.Files, PartSize: b.PartSize,
+			Expanded: b.Expanded, Files: b.Files, PartSize: b.PartSize, Signature: b.Signature,
 		},
 	}
 	for _, p := range b.Parts {

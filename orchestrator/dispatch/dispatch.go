@@ -50,6 +50,7 @@ type Config struct {
 	Publisher  Publisher
 	Presigner  Presigner
 	CommandKey ed25519.PrivateKey
+	NextKey    ed25519.PrivateKey // signs for devices that have pinned it; nil: no key change is under way
 	Wake       <-chan struct{} // something may be due
 	Registerer prometheus.Registerer
 	Log        zerolog.Logger
@@ -166,7 +167,11 @@ func (d *Dispatcher) send(ctx context.Context, c fleet.Command, urls *urls) (ste
 		}
 		cmd.Deploy.Bundle.URL, cmd.Deploy.Bundle.URLExpiresAt, cmd.Deploy.Bundle.ETag = u.url, u.expires.Unix(), u.etag
 	}
-	payload, err := protocol.SignCommand(cmd, d.cfg.CommandKey)
+	key, err := d.key(c)
+	if err != nil {
+		return "sign", err
+	}
+	payload, err := protocol.SignCommand(cmd, key)
 	if err != nil {
 		return "sign", fmt.Errorf("sign: %w", err)
 	}
@@ -174,6 +179,21 @@ func (d *Dispatcher) send(ctx context.Context, c fleet.Command, urls *urls) (ste
 		return "publish", fmt.Errorf("publish: %w", err)
 	}
 	return "", nil
+}
+
+// key is the one that the device has said to have pinned. One that has said
+// nothing is taken to have what enrolment hands out.
+func (d *Dispatcher) key(c fleet.Command) (ed25519.PrivateKey, error) {
+	for _, key := range []ed25519.PrivateKey{d.cfg.CommandKey, d.cfg.NextKey} {
+		if key == nil {
+			continue
+		}
+		public, _ := key.Public().(ed25519.PublicKey) // always one
+		if c.CommandKey == "" || c.CommandKey == protocol.CommandKeyText(public) {
+			return key, nil
+		}
+	}
+	return nil, fmt.Errorf("the device has pinned the command key %s, which this orchestrator does not have", c.CommandKey)
 }
 
 // urls presigns each object once a batch: a fleet gets one bundle.

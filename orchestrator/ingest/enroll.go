@@ -135,8 +135,8 @@ func (i *Ingest) register(ctx context.Context, nonce string, key identity.Public
 	}
 	status := string(got.Credential)
 	reply = protocol.EnrollReply{
-		DeviceID: got.DeviceID, RegistrationToken: i.receipt(got.DeviceID), Status: status, Fleet: i.cfg.Fleet, TrustMode: i.cfg.TrustMode,
-		CommandKey: b64.EncodeToString(i.cfg.CommandKey), ReleaseKeys: i.cfg.ReleaseKeys, Config: &got.Config,
+		DeviceID: got.DeviceID, RegistrationToken: i.receipt(got.DeviceID), Status: status, Fleet: i.cfg.Fleet, TrustMode: got.Trust.Mode,
+		CommandKey: b64.EncodeToString(i.cfg.CommandKey), ReleaseKeys: got.Trust.Active(), Config: &got.Config,
 	}
 	if i.cfg.Certifier != nil && got.Credential == fleet.CredentialActive {
 		if reply.Certificate, reply.CA, err = i.cfg.Certifier.Certify(op, got.DeviceID); err != nil {

@@ -68,17 +68,15 @@ type Certifier interface {
 
 // Config says how to build an Ingest. Zero numbers mean the default.
 type Config struct {
-	Topics      protocol.Topics
-	Store       Store
-	Publisher   Publisher
-	Certifier   Certifier         // nil: devices get no certificates
-	CommandKey  ed25519.PublicKey // what devices pin
-	SealKey     []byte            // 32 bytes, the same in every replica: seals challenges and receipts
-	Fleet       string            // the audience of devices' tokens
-	TrustMode   string            // "" is open
-	ReleaseKeys []string
-	Registerer  prometheus.Registerer // nil: metrics are kept but not exposed
-	Log         zerolog.Logger
+	Topics     protocol.Topics
+	Store      Store
+	Publisher  Publisher
+	Certifier  Certifier             // nil: devices get no certificates
+	CommandKey ed25519.PublicKey     // what devices pin
+	SealKey    []byte                // 32 bytes, the same in every replica: seals challenges and receipts
+	Fleet      string                // the audience of devices' tokens
+	Registerer prometheus.Registerer // nil: metrics are kept but not exposed
+	Log        zerolog.Logger
 
 	Workers     int           // goroutines for states and results; 4
 	QueueSize   int           // messages waiting for each of them; 4096
@@ -141,9 +139,6 @@ func New(cfg Config) (*Ingest, error) {
 	orDuration(&cfg.DampEvery, time.Minute)
 	if cfg.PendingRate == 0 {
 		cfg.PendingRate = 5
-	}
-	if cfg.TrustMode == "" {
-		cfg.TrustMode = "open"
 	}
 	if len(cfg.CommandKey) != ed25519.PublicKeySize || len(cfg.SealKey) != sha256.Size {
 		return nil, fmt.Errorf("command key of %d bytes, want %d; seal key of %d, want %d", len(cfg.CommandKey), ed25519.PublicKeySize, len(cfg.SealKey), sha256.Size)

@@ -41,13 +41,18 @@ func (r bundleRow) bundle() fleet.Bundle {
 }
 
 // CreateBundle stores an uploaded bundle. The same release again returns the
-// one that is there, created false; the version with another release is a
-// conflict.
+// one that is there, created false, with the signature that it brings; the
+// version with another release is a conflict. Where a signature is required, a
+// bundle without one by a release key is fleet.CodeBadSignature.
 func (d *DB) CreateBundle(ctx context.Context, b fleet.Bundle, by fleet.Actor) (stored fleet.Bundle, created bool, err error) {
 	err = d.tx(ctx, func(tx *sqlx.Tx) error {
-		res, err := tx.ExecContext(ctx, `INSERT INTO bundles (id, name, version, release, checksum_sha256, size, expanded, object_key, manifest, part_size, parts, signed_by, created_by)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT DO NOTHING`,
-			b.ID, b.Name, b.Version, b.Release, b.Checksum, b.Size, b.Expanded, b.ObjectKey, string(b.Manifest), b.PartSize, pq.Array(b.Parts), b.SignedBy, by.Name)
+		signature, signer, err := bundleSigner(ctx, tx, b)
+		if err != nil {
+			return err
+		}
+		res, err := tx.ExecContext(ctx, `INSERT INTO bundles (id, name, version, release, checksum_sha256, size, expanded, object_key, manifest, part_size, parts, signature, signed_by, created_by)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT DO NOTHING`,
+			b.ID, b.Name, b.Version, b.Release, b.Checksum, b.Size, b.Expanded, b.ObjectKey, string(b.Manifest), b.PartSize, pq.Array(b.Parts), signature, signer, by.Name)
 		if err != nil {
 			return translate(err, "store bundle")
 		}
@@ -70,6 +75,9 @@ func (d *DB) CreateBundle(ctx context.Context, b fleet.Bundle, by fleet.Actor) (
 				b.Name, b.Version, stored.Release, b.Release)
 		}
 		if !created {
+			if err := bundleSigned(ctx, tx, &stored, signature, signer, by); err != nil {
+				return err
+			}
 			return onceDone(ctx, tx, http.StatusOK, stored)
 		}
 		if err := audit(ctx, tx, by, "bundle.upload", stored.ID, nil, bundleSummary(stored)); err != nil {

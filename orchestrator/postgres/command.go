@@ -104,7 +104,7 @@ func (d *DB) ClaimCommands(ctx context.Context, limit int) ([]fleet.Command, err
 				next_send_at = CASE WHEN c.received_at IS NULL THEN now() + make_interval(secs => least($2 * power(2, least(c.sends, 20)), $3)) ELSE 'infinity' END
 			FROM devices d, device_status s
 			WHERE c.id = ANY($1) AND d.id = c.device_id AND s.device_id = c.device_id AND `+commandReady+`
-			RETURNING c.id, c.device_id, c.seq, c.type, c.body, c.issued_at, c.not_after, c.generation, c.sends,
+			RETURNING c.id, c.device_id, c.seq, c.type, c.body, c.issued_at, c.not_after, c.generation, c.sends, s.command_key,
 				(SELECT min(o.seq) - 1 FROM commands o WHERE o.device_id = c.device_id AND o.status = 'open') AS closed_through`,
 			pq.Array(due), commandBackoff.Seconds(), commandBackoffMax.Seconds()); err != nil {
 			return translate(err, "claim commands")
@@ -131,6 +131,7 @@ type commandRow struct {
 	Generation    int64     `db:"generation"`
 	Sends         int       `db:"sends"`
 	ClosedThrough int64     `db:"closed_through"`
+	CommandKey    string    `db:"command_key"`
 }
 
 func commandsWithBundles(ctx context.Context, tx *sqlx.Tx, rows []commandRow) ([]fleet.Command, error) {
@@ -139,7 +140,7 @@ func commandsWithBundles(ctx context.Context, tx *sqlx.Tx, rows []commandRow) ([
 	for _, r := range rows {
 		c := fleet.Command{
 			ID: r.ID, DeviceID: r.DeviceID, Seq: r.Seq, ClosedThrough: r.ClosedThrough, Type: r.Type, Body: r.Body,
-			IssuedAt: r.IssuedAt, NotAfter: r.NotAfter, Generation: r.Generation, Sends: r.Sends,
+			IssuedAt: r.IssuedAt, NotAfter: r.NotAfter, Generation: r.Generation, Sends: r.Sends, CommandKey: r.CommandKey,
 		}
 		if r.Type == "deploy" || r.Type == "rollback" {
 			var body fleet.DeployBody
@@ -163,9 +164,9 @@ func commandsWithBundles(ctx context.Context, tx *sqlx.Tx, rows []commandRow) ([
 
 func commandBundle(ctx context.Context, tx *sqlx.Tx, id string) (*fleet.Bundle, error) {
 	var b fleet.Bundle
-	err := tx.QueryRowxContext(ctx, `SELECT id, name, version, release, checksum_sha256, size, expanded, object_key, part_size, parts,
+	err := tx.QueryRowxContext(ctx, `SELECT id, name, version, release, checksum_sha256, size, expanded, object_key, part_size, parts, signature,
 		CASE WHEN jsonb_typeof(manifest->'files') = 'array' THEN jsonb_array_length(manifest->'files') ELSE 0 END FROM bundles WHERE id = $1`, id).
-		Scan(&b.ID, &b.Name, &b.Version, &b.Release, &b.Checksum, &b.Size, &b.Expanded, &b.ObjectKey, &b.PartSize, pq.Array(&b.Parts), &b.Files)
+		Scan(&b.ID, &b.Name, &b.Version, &b.Release, &b.Checksum, &b.Size, &b.Expanded, &b.ObjectKey, &b.PartSize, pq.Array(&b.Parts), &b.Signature, &b.Files)
 	if err != nil {
 		return nil, translate(err, "read bundle of a command")
 	}

@@ -171,6 +171,9 @@ type deploymentDraft struct {
 // its device's own step timeout.
 func deploymentInsert(ctx context.Context, tx *sqlx.Tx, draft deploymentDraft, by fleet.Actor) (fleet.Deployment, error) {
 	var none fleet.Deployment
+	if err := bundlesTrusted(ctx, tx, draft.bundles...); err != nil {
+		return none, err
+	}
 	rollout, err := jsonOrNull(draft.rollout)
 	if err != nil {
 		return none, err

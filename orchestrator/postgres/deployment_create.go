@@ -160,6 +160,9 @@ func (d *DB) PlanDeployment(ctx context.Context, r fleet.DeploymentRequest) (fle
 		if err != nil {
 			return err
 		}
+		if err := bundlesTrusted(ctx, tx, b.ID); err != nil {
+			return err
+		}
 		m, err := bundle.ParseManifest(b.Manifest)
 		if err != nil {
 			return fmt.Errorf("parse manifest of bundle %s: %w", b.ID, err)

@@ -180,5 +180,6 @@ func enrollFinish(ctx context.Context, tx *sqlx.Tx, out *fleet.Enrolled, receipt
 		return fmt.Errorf("configuration of device %s: %w", out.DeviceID, err)
 	}
 	out.Config = c.Config
-	return nil
+	out.Trust, _, err = releaseKeys(ctx, tx)
+	return err
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"slices"
+	"strings"
 
 	"github.com/jmoiron/sqlx"
 
@@ -71,9 +73,10 @@ func stateStore(ctx context.Context, tx *sqlx.Tx, id string, s protocol.State, w
 	// The goodbye of this very session may have been faster than its report.
 	online := s.Session > was.Session || was.Seq != sessionOver
 	if _, err := tx.ExecContext(ctx, `UPDATE device_status SET session = $2, session_at = CASE WHEN session < $2 OR boot = '' THEN now() ELSE session_at END, seq = CASE WHEN session < $2 THEN 0 ELSE seq END, boot = $3, state_rev = $4, online = $5, last_seen = now(),
-		health = $6, agent_version = $7, os = $8, arch = $9, bundle_name = $10, bundle_version = $11, release = $12, highest_seq = greatest(highest_seq, $13)
+		health = $6, agent_version = $7, os = $8, arch = $9, bundle_name = $10, bundle_version = $11, release = $12, highest_seq = greatest(highest_seq, $13),
+		trust_mode = $14, release_keys = $15, command_key = $16
 		WHERE device_id = $1`, id, s.Session, orDash(s.Boot), s.StateRev, online,
-		s.Status, s.AgentVersion, s.OS, s.Arch, s.BundleName, s.BundleVersion, s.Release, s.HighestSeq); err != nil {
+		s.Status, s.AgentVersion, s.OS, s.Arch, s.BundleName, s.BundleVersion, s.Release, s.HighestSeq, s.TrustMode, trustKeys(s), s.CommandKey); err != nil {
 		return translate(err, "update device status")
 	}
 	if err := stateSeqs(ctx, tx, id); err != nil {
@@ -97,6 +100,9 @@ func stateStore(ctx context.Context, tx *sqlx.Tx, id string, s protocol.State, w
 		return err
 	}
 	if err := stateConfig(ctx, tx, id, s); err != nil {
+		return err
+	}
+	if err := trustCatchUp(ctx, tx, id, s); err != nil {
 		return err
 	}
 	return commandsDue(ctx, tx, id, "", birth)
@@ -130,6 +136,13 @@ func orDash(boot string) string {
 		return "-"
 	}
 	return boot
+}
+
+// trustKeys is the reported release keys in the order in which they are compared.
+func trustKeys(s protocol.State) string {
+	ids := slices.Clone(s.ReleaseKeys)
+	slices.Sort(ids)
+	return strings.Join(ids, " ")
 }
 
 func stateEvents(ctx context.Context, tx *sqlx.Tx, id string, s protocol.State, was stateBefore, online bool, allow func(string) bool) error {

@@ -15,7 +15,8 @@ type Bundle struct {
 	Checksum  string          `json:"checksum_sha256" doc:"SHA-256 of the archive, hex"`
 	Size      int64           `json:"size" doc:"Bytes of the archive"`
 	Expanded  int64           `json:"expanded" doc:"Bytes of its files"`
-	SignedBy  string          `json:"signed_by" doc:"Release key id; empty: unsigned"`
+	SignedBy  string          `json:"signed_by" doc:"Release key id; empty: unsigned, or by no key that counted at the time"`
+	Signature string          `json:"-"` // minisign over the manifest's bytes, by SignedBy
 	Manifest  json.RawMessage `json:"manifest,omitempty"`
 	PartSize  int64           `json:"part_size"`
 	Parts     []string        `json:"-"` // SHA-256 of each part of PartSize bytes

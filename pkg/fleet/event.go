@@ -28,6 +28,7 @@ const (
 	EventConfigChanged     = "kernex.config.changed"
 	EventConfigReported    = "kernex.config.reported"
 	EventBundleUploaded    = "kernex.bundle.uploaded"
+	EventTrustChanged      = "kernex.trust.changed"
 	EventDeploymentCreated = "kernex.deployment.created"
 	EventDeploymentStatus  = "kernex.deployment.status"
 	EventDeploymentTarget  = "kernex.deployment.target"

@@ -42,8 +42,9 @@ type Command struct {
 	Body          json.RawMessage
 	IssuedAt      time.Time
 	NotAfter      time.Time
-	Generation    int64 // of the claim
-	Sends         int   // deliveries, this one counted
+	Generation    int64  // of the claim
+	CommandKey    string // what the device has said to have pinned; "": nothing yet
+	Sends         int    // deliveries, this one counted
 	Bundle        *Bundle
 }
 
@@ -135,4 +136,5 @@ type Enrolled struct {
 	Credential Credential
 	New        bool
 	Config     Config
+	Trust      ReleaseKeys
 }

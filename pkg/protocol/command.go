@@ -19,6 +19,7 @@ const (
 	CommandRestart   CommandType = "restart"
 	CommandLogs      CommandType = "logs"
 	CommandRotateKey CommandType = "rotate_key"
+	CommandTrust     CommandType = "trust"
 )
 
 // Command is what the orchestrator signs for one device. Exactly the body that
@@ -35,6 +36,7 @@ type Command struct {
 	Configure     *Configure  `json:"configure,omitempty"` // configure
 	Cancel        *Cancel     `json:"cancel,omitempty"`    // cancel
 	Logs          *Logs       `json:"logs,omitempty"`      // logs
+	Trust         *Trust      `json:"trust,omitempty"`     // trust
 }
 
 // Deploy is the body of deploy and rollback: which release, from where, how
@@ -60,6 +62,9 @@ type BundleRef struct {
 	ETag         string   `json:"etag,omitempty"`           // for If-Match
 	PartSize     int64    `json:"part_size,omitempty"`
 	Parts        []string `json:"parts,omitempty"` // SHA-256 of each part, base64url without padding
+	// Signature is minisign's over manifest.json by a release key. It counts as
+	// much as one in the archive and may be there as well or instead.
+	Signature string `json:"signature,omitempty"`
 }
 
 // Configure is the body of configure: the whole configuration.
@@ -75,7 +80,7 @@ type Cancel struct {
 // Validate checks that the command is whole: its body fits its type.
 func (c Command) Validate() error {
 	bodies := 0
-	for _, set := range []bool{c.Deploy != nil, c.Configure != nil, c.Cancel != nil, c.Logs != nil} {
+	for _, set := range []bool{c.Deploy != nil, c.Configure != nil, c.Cancel != nil, c.Logs != nil, c.Trust != nil} {
 		if set {
 			bodies++
 		}
@@ -97,6 +102,13 @@ func (c Command) Validate() error {
 		ok = ok && c.Logs != nil
 		if ok {
 			if err := c.Logs.Validate(); err != nil {
+				return err
+			}
+		}
+	case CommandTrust:
+		ok = ok && c.Trust != nil
+		if ok {
+			if err := c.Trust.Validate(); err != nil {
 				return err
 			}
 		}

@@ -39,6 +39,9 @@ type State struct {
 	LastCommand      string         `json:"last_command,omitempty"`
 	LastCommandState string         `json:"last_command_state,omitempty"`
 	HighestSeq       int64          `json:"highest_seq"`
+	TrustMode        string         `json:"trust_mode,omitempty"`   // pinned: open or required; "": it does not know the trust command
+	ReleaseKeys      []string       `json:"release_keys,omitempty"` // ids of the pinned keys
+	CommandKey       string         `json:"command_key,omitempty"`  // pinned; base64url
 }
 
 // ErrorDetail is a reason for machines and people.

@@ -44,6 +44,9 @@ func (s State) Validate() error {
 			return err
 		}
 	}
+	if err := s.validTrust(); err != nil {
+		return err
+	}
 	if !clean(s.ConfigError, 2<<10) {
 		return fleet.Errorf(fleet.CodeInvalid, "state: config_error holds a NUL or is longer than 2 KiB")
 	}

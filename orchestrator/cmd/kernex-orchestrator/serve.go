@@ -102,7 +102,7 @@ func (r *replica) start(ctx context.Context, transport *remote.Transport) error 
 	}
 	cfg := orchestrator.Config{
 		HTTP: r.HTTP, Postgres: r.dsn(), PostgresDirect: r.PostgresDirect, MaxConns: r.PostgresConns, Objects: objects,
-		CommandKeyFile: r.CommandKeyFile, AdminTokenFile: r.AdminTokenFile, Topics: protocol.NewTopics(r.Root), MaxBundle: int64(r.MaxBundle),
+		CommandKeyFile: r.CommandKeyFile, NextCommandKey: r.NextCommandKeyFile, AdminTokenFile: r.AdminTokenFile, Topics: protocol.NewTopics(r.Root), MaxBundle: int64(r.MaxBundle),
 		TrustedProxies: proxies, Console: console.Handler(), DeviceCA: ca, Logger: r.log, Registry: r.reg,
 		Ready:     []api.Check{{Name: "broker", Run: transport.Ready}},
 		Connected: transport.Connected(),

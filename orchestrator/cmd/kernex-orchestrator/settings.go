@@ -45,8 +45,9 @@ type settings struct {
 	BrokerKey          string `placeholder:"FILE" help:"Its private key, PEM, mode 0600."`
 	BrokerConnections  int    `default:"8" placeholder:"N" help:"Connections to the broker, which share the load."`
 
-	CommandKeyFile string `placeholder:"FILE" help:"Key that signs commands, mode 0600; made if it is missing. Every replica needs the same: devices pin it."`
-	AdminTokenFile string `placeholder:"FILE" help:"Where the first admin token is written; without it none is made."`
+	CommandKeyFile     string `placeholder:"FILE" help:"Key that signs commands, mode 0600; made if it is missing. Every replica needs the same: devices pin it."`
+	NextCommandKeyFile string `placeholder:"FILE" help:"Key that is to take the place of --command-key-file, mode 0600; made if it is missing: devices come to pin it one by one. /readyz says when all have; then give it as --command-key-file instead."`
+	AdminTokenFile     string `placeholder:"FILE" help:"Where the first admin token is written; without it none is made."`
 
 	CAKeyFile      string        `name:"ca-key-file" placeholder:"FILE" help:"Key of a CA that issues client certificates to devices, for brokers that ask for them, mode 0600; made if it is missing. Every replica needs the same. Without it none are issued."`
 	CACertFile     string        `name:"ca-cert-file" placeholder:"FILE" help:"Certificate of that CA, PEM; made if it is missing. The broker has to trust it."`

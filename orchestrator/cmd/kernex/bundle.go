@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/kernexhq/kernex/orchestrator/client"
@@ -12,10 +13,12 @@ import (
 type bundleCmd struct {
 	Init   bundleInitCmd   `cmd:"" help:"Write the start of a bundle: manifest, scripts and what to change."`
 	Build  bundleBuildCmd  `cmd:"" help:"Build a bundle from a directory, reproducibly, without uploading it."`
+	Keygen bundleKeygenCmd `cmd:"" help:"Make a release key, in minisign's format."`
+	Sign   bundleSignCmd   `cmd:"" help:"Sign a directory or a built file with a release key."`
 	Push   bundlePushCmd   `cmd:"" help:"Build a directory, or check a built file, and upload it."`
 	List   bundleListCmd   `cmd:"" help:"List bundles, newest first."`
 	Get    bundleGetCmd    `cmd:"" help:"Show one bundle."`
-	Verify bundleVerifyCmd `cmd:"" help:"Let the server read the stored archive and compare its checksum."`
+	Verify bundleVerifyCmd `cmd:"" help:"Check the signature of a directory or file here, or let the server read the stored archive."`
 	Delete bundleDeleteCmd `cmd:"" help:"Delete bundles that nothing uses."`
 }
 
@@ -91,11 +94,18 @@ func (c *bundleGetCmd) Run(ctx context.Context, a *app) error {
 }
 
 type bundleVerifyCmd struct {
-	bundleArg
-	Checksum string `placeholder:"SHA256" help:"What the archive must have; default: what it had when it was uploaded."`
+	Bundle   string `arg:"" name:"bundle" help:"With --key a directory or a built file here; without it a bundle id, or NAME@VERSION, on the server."`
+	Key      string `placeholder:"PUB" xor:"what" help:"Check that this release key has signed it: a .pub file, or its line."`
+	Checksum string `placeholder:"SHA256" xor:"what" help:"What the stored archive must have; default: what it had when it was uploaded."`
 }
 
 func (c *bundleVerifyCmd) Run(ctx context.Context, a *app) error {
+	if c.Key != "" {
+		return c.verifyHere(a)
+	}
+	if st, err := os.Stat(c.Bundle); err == nil && (st.IsDir() || strings.ContainsAny(c.Bundle, "/.")) && !strings.Contains(c.Bundle, "@") {
+		return usagef("%s is here and not on the server: name the release key that must have signed it, --key FILE.pub", c.Bundle)
+	}
 	api, err := a.client()
 	if err != nil {
 		return err

@@ -84,6 +84,7 @@ func (c *bundlePushCmd) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	defer file.Close()
+	a.warnOpen(ctx, api)
 	name := fmt.Sprintf("%s-%s.tar.gz", info.Manifest.Name, info.Manifest.Version)
 	bar := a.uploadBar(info.Size)
 	b, err := api.UploadBundle(ctx, name, file, info.Size, bar.sent)

@@ -32,6 +32,7 @@ type cli struct {
 	Deployment  deploymentCmd  `cmd:"" help:"Deployments: list, watch, cancel, retry, roll back."`
 	EnrollToken enrollTokenCmd `cmd:"" help:"Claim tokens with which new devices enrol."`
 	Token       tokenCmd       `cmd:"" help:"API tokens of people, programs and monitors."`
+	ReleaseKey  releaseKeyCmd  `cmd:"" help:"Keys that sign bundles: add, list, revoke."`
 	Audit       auditCmd       `cmd:"" help:"Who changed what, when and from where."`
 	Watch       watchCmd       `cmd:"" help:"Print what happens in the fleet, live."`
 	Version     versionCmd     `cmd:"" help:"Print the version of this program."`

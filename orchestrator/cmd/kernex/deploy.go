@@ -52,6 +52,7 @@ func (c *deployCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
+	a.warnOpen(ctx, api)
 	d, err := api.Deploy(ctx, client.NewDeployment{
 		Bundle: c.Bundle, BundleVersion: c.Version, Selector: c.Selector, TargetDevices: c.Device, Description: c.Description, Rollout: rollout,
 	})
