@@ -89,10 +89,12 @@ func ended(s fleet.RolloutState) (n int) {
 func finish(s fleet.RolloutState) fleet.Decision {
 	d := fleet.Decision{Action: fleet.RolloutFinish, Status: fleet.DeploymentFailed}
 	switch {
-	case s.Final[fleet.TargetSucceeded] == s.Total:
+	case s.Total > 0 && s.Final[fleet.TargetSucceeded] == s.Total:
 		d.Status = fleet.DeploymentSuccess
 	case s.Cancel:
 		d.Status = fleet.DeploymentCancelled
+	case s.Total == 0:
+		d.Reason = "every device of it was deleted"
 	default:
 		d.Reason = reason(s)
 	}

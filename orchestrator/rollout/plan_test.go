@@ -237,6 +237,8 @@ func TestFinishSaysTheFirstFailureInTheDevicesOwnWords(t *testing.T) {
 			Failure: &fleet.RolloutFailure{DeviceID: "x", State: fleet.TargetRolledBack, Message: "health check: self-test failed"},
 		}, fleet.DeploymentFailed, "1 of 2 targets rolled back: device x: health check: self-test failed"},
 		"cancelled":          {fleet.RolloutState{Cancel: true, Total: 1, Final: map[fleet.TargetState]int{fleet.TargetCancelled: 1}}, fleet.DeploymentCancelled, ""},
+		"all deleted":        {fleet.RolloutState{}, fleet.DeploymentFailed, "every device of it was deleted"},
+		"cancelled, deleted": {fleet.RolloutState{Cancel: true}, fleet.DeploymentCancelled, ""},
 		"cancelled too late": {fleet.RolloutState{Cancel: true, Total: 1, Final: map[fleet.TargetState]int{fleet.TargetSucceeded: 1}}, fleet.DeploymentSuccess, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
