@@ -92,13 +92,13 @@ func deploymentDevices(ctx context.Context, tx *sqlx.Tx, r fleet.DeploymentReque
 	}
 	found := map[string]bool{}
 	for _, dev := range devices {
-		found[dev.ID] = true
 		var labels fleet.Labels
 		if err := json.Unmarshal(dev.Labels, &labels); err != nil {
 			return nil, fmt.Errorf("decode labels of device %s: %w", dev.ID, err)
 		}
-		if !r.Scope.Matches(labels) {
-			return nil, fleet.Errorf(fleet.CodeForbidden, "device %q is outside of this token's scope %s", dev.ID, r.Scope)
+		found[dev.ID] = r.Scope.Matches(labels) // one outside is, to this caller, not there
+		if r.Selector != nil && !found[dev.ID] {
+			return nil, fleet.Errorf(fleet.CodeForbidden, "selector %q chooses devices outside of this token's scope %s: narrow it", r.Selector, r.Scope)
 		}
 	}
 	var missing []string
