@@ -212,7 +212,7 @@ func (a answer) refused(status int, code fleet.Code) string {
 	if p.Code != code || p.Status != status || p.Detail == "" || p.Type == "" || p.Title == "" {
 		a.t.Errorf("%s: problem %+v, want code %s", a.call, p, code)
 	}
-	for _, internal := range []string{"pq:", "SELECT", "sql:", ".go:", "goroutine"} {
+	for _, internal := range []string{" pq: ", `"pq: `, "SELECT", "sql:", ".go:", "goroutine"} {
 		if strings.Contains(string(a.body), internal) {
 			a.t.Errorf("%s: the answer shows internals: %s", a.call, a.body)
 		}
