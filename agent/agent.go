@@ -294,18 +294,17 @@ func (a *Agent) awaitApproval(ctx context.Context) error {
 // restricted session has.
 func (a *Agent) connect(ctx context.Context, once bool) error {
 	e := a.cache.get()
-	key, err := e.commandKey()
-	if err != nil && !once {
+	if _, err := e.commandKey(); err != nil && !once {
 		return err
 	}
 	device := link.Device{ID: e.DeviceID, Fleet: e.Fleet, Key: a.key, Certificate: a.cert.get, Recertify: a.recertify}
-	l := link.New(a.endpoint, device, &peer{Agent: a, commandKey: key})
+	l := link.New(a.endpoint, device, &peer{a})
 	l.SetHeartbeat(time.Duration(e.Config.HeartbeatIntervalS) * time.Second)
 	a.link.Store(l)
 	ctx, cancel := context.WithCancel(ctx)
 	var reporting sync.WaitGroup
 	reporting.Go(func() { a.reports.run(ctx) })
-	err = l.Run(ctx, once)
+	err := l.Run(ctx, once)
 	cancel()
 	reporting.Wait()
 	return err

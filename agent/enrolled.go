@@ -25,7 +25,9 @@ type enrolled struct {
 	RegistrationToken string       `json:"registration_token"`
 	CommandKey        string       `json:"command_key"` // pinned; base64url Ed25519
 	TrustMode         string       `json:"trust_mode"`
+	OldCommandKey     string       `json:"old_command_key,omitempty"` // counts until CommandKey has signed something
 	ReleaseKeys       []string     `json:"release_keys,omitempty"`
+	RevokedKeys       []string     `json:"revoked_keys,omitempty"` // ids that never come back
 	Config            fleet.Config `json:"config"`
 	Reported          int64        `json:"reported"` // config version that Outcome is about
 	Outcome           string       `json:"outcome"`
@@ -101,10 +103,7 @@ func (c *cache) enroll(cfg Config, reply protocol.EnrollReply) error {
 			e.RegistrationToken = reply.RegistrationToken
 		}
 		if e.CommandKey == "" {
-			e.CommandKey, e.ReleaseKeys = reply.CommandKey, reply.ReleaseKeys
-		}
-		if e.TrustMode != trustRequired {
-			e.TrustMode = reply.TrustMode
+			e.CommandKey, e.ReleaseKeys, e.TrustMode = reply.CommandKey, reply.ReleaseKeys, reply.TrustMode
 		}
 		if reply.Config != nil && reply.Config.Version > e.Reported {
 			if err := reply.Config.Validate(); err != nil {

@@ -17,6 +17,13 @@ func (e errands) Do(c protocol.Command) error {
 	switch c.Type {
 	case protocol.CommandRestart:
 		return e.programs.supervisor.Restart()
+	case protocol.CommandTrust:
+		if err := e.cache.trust(*c.Trust); err != nil {
+			return err
+		}
+		now := e.cache.get()
+		e.log.Info().Str("trust_mode", now.TrustMode).Strs("release_keys", now.releaseKeyIDs()).Str("command_key", now.CommandKey).Msg("what is trusted has changed")
+		return nil
 	case protocol.CommandLogs:
 		e.shipper.Ask(*c.Logs)
 		return nil

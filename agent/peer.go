@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"crypto/ed25519"
 	"errors"
 	"fmt"
 
@@ -11,10 +10,7 @@ import (
 )
 
 // peer is what the link talks to.
-type peer struct {
-	*Agent
-	commandKey ed25519.PublicKey
-}
+type peer struct{ *Agent }
 
 // NextSession implements link.Peer: the number is durable before it is used, so
 // that it never comes twice.
@@ -66,7 +62,7 @@ func (p *peer) Message(kind protocol.Kind, payload []byte) {
 // command takes what the pinned key has signed for this device. Everything else
 // is dropped: whose it is cannot be known, so nobody is told.
 func (p *peer) command(payload []byte) error {
-	c, err := protocol.OpenCommand(payload, p.commandKey)
+	c, err := p.cache.openCommand(payload)
 	device := p.cache.get().DeviceID
 	if err != nil {
 		if fleet.ErrorCode(err) == fleet.CodeBadSignature || c.ID == "" || c.Seq <= 0 || c.Device != device {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kernexhq/kernex/pkg/buildinfo"
 	"github.com/kernexhq/kernex/pkg/bundle"
+	"github.com/kernexhq/kernex/pkg/fleet"
 )
 
 // trust decides which bundles may be installed.
@@ -19,13 +20,16 @@ type trust struct {
 	deviceType string
 }
 
-// Admit implements update.Trust: in trust mode required only a bundle signed by
-// a pinned release key, and always only one that fits this device.
+// Admit implements update.Trust: in every trust mode but open only a bundle
+// signed by a pinned release key, and always only one that fits this device.
 func (t trust) Admit(info *bundle.Info) error {
 	e := t.cache.get()
-	if e.TrustMode == trustRequired {
+	if e.trustMode() == trustRequired {
 		if _, err := bundle.VerifySignature(info.ManifestBytes, info.Signature, e.ReleaseKeys); err != nil {
 			return err
+		}
+		if info.Manifest.Counter == 0 {
+			return fleet.Errorf(fleet.CodeBadSignature, "the signed release has no counter: an old one could be played back")
 		}
 	}
 	return info.Manifest.Fits(bundle.Device{Arch: runtime.GOARCH, Type: t.deviceType, AgentVersion: buildinfo.Version})

@@ -79,6 +79,7 @@ func (v *vitals) changed() bool {
 	next.LastCommand, next.LastCommandState = m.LastCommand, string(m.LastState)
 	next.HighestSeq = m.HighestSeq
 	next.ConfigVersion, next.ConfigOutcome, next.ConfigError = e.Reported, e.Outcome, e.Error
+	next.TrustMode, next.ReleaseKeys, next.CommandKey = e.trustMode(), e.releaseKeyIDs(), e.CommandKey
 	if reflect.DeepEqual(next, v.state) {
 		return false
 	}

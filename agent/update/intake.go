@@ -44,7 +44,7 @@ func (m *Machine) Take(c protocol.Command) error {
 		return m.settle(c, fleet.TargetSucceeded, nil)
 	case protocol.CommandCancel:
 		return m.cancel(c)
-	case protocol.CommandRestart, protocol.CommandLogs:
+	case protocol.CommandRestart, protocol.CommandLogs, protocol.CommandTrust:
 		// Done before it is recorded: a crash in between does it twice, which
 		// harms less than never.
 		if err := m.parts.Errands.Do(c); err != nil {
@@ -133,6 +133,7 @@ func sameCommand(a, b protocol.Command) bool {
 			d := *c.Deploy
 			d.Bundle.URL, d.Bundle.URLExpiresAt, d.Bundle.ETag = "", 0, ""
 			d.Bundle.Expanded, d.Bundle.Files = 0, 0 // told or not, by what sends it
+			d.Bundle.Signature = ""                  // a key change brings another
 			c.Deploy = &d
 		}
 		return c

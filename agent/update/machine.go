@@ -284,7 +284,14 @@ func (m *Machine) admit(r Record, info *bundle.Info) error {
 		return fleet.Errorf(fleet.CodeChecksum, "the archive holds %s %s (release %s), the command names %s %s (release %s)", mf.Name, mf.Version, info.Release, ref.Name, ref.Version, ref.Release)
 	}
 	if err := m.parts.Trust.Admit(info); err != nil {
-		return err
+		if ref.Signature == "" || fleet.ErrorCode(err) != fleet.CodeBadSignature {
+			return err
+		}
+		signed := *info // later than the archive was made, or by another key
+		signed.Signature = []byte(ref.Signature)
+		if err := m.parts.Trust.Admit(&signed); err != nil {
+			return err
+		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -75,7 +75,7 @@ type Trust interface {
 	Admit(info *bundle.Info) error
 }
 
-// Errands are the commands that leave releases alone: restart and logs.
+// Errands are the commands that leave releases alone: restart, logs and trust.
 type Errands interface {
 	// Do begins what c asks for and returns at once; an error is the reason of
 	// a rejection.
