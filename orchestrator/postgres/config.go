@@ -148,6 +148,10 @@ func (d *DB) SetConfigs(ctx context.Context, f fleet.DeviceFilter, patch fleet.C
 	return change, err
 }
 
+// maxConfigVersion bounds what a device can make of its configuration's version:
+// what JSON carries in every language.
+const maxConfigVersion = 1 << 53
+
 func configSet(ctx context.Context, tx *sqlx.Tx, id string, patch fleet.ConfigPatch, ifVersion int64, by fleet.Actor) (after fleet.DeviceConfig, changed bool, err error) {
 	if err := configEnsure(ctx, tx, id); err != nil {
 		return after, false, err
@@ -167,13 +171,19 @@ func configSet(ctx context.Context, tx *sqlx.Tx, id string, patch fleet.ConfigPa
 	if err != nil {
 		return after, false, err
 	}
+	// A device refuses a version below the one it has, and a restored database
+	// does not know what it gave out after the backup.
+	known := before.ReportedVersion
+	if known >= maxConfigVersion {
+		known = 0 // nobody gave that out
+	}
 	var rows []configRow
 	if err := tx.SelectContext(ctx, &rows, `UPDATE device_configs c SET heartbeat_interval_s = $2, heartbeat_timeout_s = $3, deploy_timeout_s = $4,
-		log_level = $5, metadata = $6::jsonb, version = c.version + 1, updated_at = now(), updated_by = $7 WHERE c.device_id = $1
+		log_level = $5, metadata = $6::jsonb, version = greatest(c.version, $11) + 1, updated_at = now(), updated_by = $7 WHERE c.device_id = $1
 		AND (c.heartbeat_interval_s, c.heartbeat_timeout_s, c.deploy_timeout_s, c.log_level, c.metadata) IS DISTINCT FROM ($2::int, $3::int, $4::int, $5::text, $6::jsonb)
 		RETURNING `+configColumns+`, $8::bigint AS reported, $9::text AS outcome, $10::text AS error`,
 		id, want.HeartbeatIntervalS, want.HeartbeatTimeoutS, want.DeployTimeoutS, want.LogLevel, metadata, by.Name,
-		before.ReportedVersion, before.Outcome, before.Error); err != nil {
+		before.ReportedVersion, before.Outcome, before.Error, known); err != nil {
 		return after, false, translate(err, "change configuration")
 	}
 	if len(rows) == 0 {

@@ -81,3 +81,21 @@ func TestConfigWhoseCommandWasTooOldIsSentAgain(t *testing.T) {
 		})
 	}
 }
+
+func TestConfigOfARestoredDatabaseIsAboveTheDevices(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct{ reported, want int64 }{{5, 6}, {1, 2}, {math.MaxInt64, 2}} {
+		s := looptest.Open(t)
+		a := s.Device()
+		st := looptest.State(1)
+		st.ConfigVersion, st.ConfigOutcome = tc.reported, "applied" // the database knows of version 1 only
+		if _, err := s.DB.ApplyState(t.Context(), a, st, looptest.Allow); err != nil {
+			t.Fatal(err)
+		}
+		interval := 9
+		c, err := s.DB.SetDeviceConfig(t.Context(), a, fleet.ConfigPatch{HeartbeatIntervalS: &interval}, 0, nil, fleet.System)
+		if err != nil || c.Version != tc.want {
+			t.Errorf("the device has %d, the next version is %d, %v, want %d", tc.reported, c.Version, err, tc.want)
+		}
+	}
+}

@@ -165,7 +165,7 @@ func stateEvents(ctx context.Context, tx *sqlx.Tx, id string, s protocol.State, 
 func stateConfig(ctx context.Context, tx *sqlx.Tx, id string, s protocol.State) error {
 	var missing bool
 	if err := tx.GetContext(ctx, &missing, `SELECT EXISTS (SELECT 1 FROM device_configs c
-		WHERE c.device_id = $1 AND c.version > greatest($2, 1)
+		WHERE c.device_id = $1 AND c.version > greatest($2::bigint, 1)
 		AND NOT EXISTS (SELECT 1 FROM device_config_versions v WHERE v.device_id = $1 AND v.version = c.version AND v.outcome <> '')
 		AND NOT EXISTS (SELECT 1 FROM commands k WHERE k.device_id = $1 AND k.type = 'configure' AND k.status = 'open' AND k.not_after > now()))`,
 		id, s.ConfigVersion); err != nil {
