@@ -86,7 +86,7 @@ func (in *internal) call(name string, f func(r *http.Request) (any, error)) http
 		} else if answer, err = f(r); err != nil {
 			status, answer = internalStatus(err), refusal{Code: fleet.ErrorCode(err), Message: fleet.ErrorMessage(err)}
 			if status >= http.StatusInternalServerError && r.Context().Err() == nil {
-				in.o.log.Error().Err(err).Str("call", name).Msg("a broker was not answered")
+				in.o.own.Error().Err(err).Str("call", name).Msg("a broker was not answered")
 			}
 		}
 		in.answers.WithLabelValues(name, strconv.Itoa(status)).Inc()

@@ -71,7 +71,7 @@ func (o *Orchestrator) sweepObjects(ctx context.Context, objects *objectstore.St
 		before := time.Now().Add(-sweepAge) // taken first: a key that is stored later is younger
 		keys, err := o.db.BundleKeys(ctx)
 		if err != nil {
-			o.log.Warn().Err(err).Msg("list bundles to sweep the object store")
+			o.own.Warn().Err(err).Msg("list bundles to sweep the object store")
 			continue
 		}
 		known := make(map[string]bool, len(keys))
@@ -80,7 +80,7 @@ func (o *Orchestrator) sweepObjects(ctx context.Context, objects *objectstore.St
 		}
 		n, err := objects.Sweep(ctx, before, func(key string) bool { return known[key] })
 		if err != nil && ctx.Err() == nil {
-			o.log.Warn().Err(err).Msg("sweep the object store")
+			o.own.Warn().Err(err).Msg("sweep the object store")
 		}
 		if n > 0 {
 			o.log.Info().Int("objects", n).Msg("removed what unfinished uploads left")

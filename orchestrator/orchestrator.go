@@ -28,6 +28,7 @@ import (
 	"github.com/kernexhq/kernex/orchestrator/postgres"
 	"github.com/kernexhq/kernex/orchestrator/rollout"
 	"github.com/kernexhq/kernex/pkg/fleet"
+	"github.com/kernexhq/kernex/pkg/logging"
 	"github.com/kernexhq/kernex/pkg/protocol"
 	"github.com/kernexhq/kernex/pkg/secretfile"
 )
@@ -51,6 +52,8 @@ type Config struct {
 	Logger         zerolog.Logger
 	Registry       *prometheus.Registry
 	Ready          []api.Check // further conditions of /readyz
+	// CanPublish reports whether there is a way to the broker now; nil: always.
+	CanPublish func() bool
 	// Connected gets a value when the broker may have lost what it retained; nil
 	// where the broker lives as long as this process.
 	Connected <-chan struct{}
@@ -71,6 +74,7 @@ type Orchestrator struct {
 	cfg       Config
 	transport Transport
 	log       zerolog.Logger
+	own       zerolog.Logger // of this package's loops: log without repeats
 	fleet     string
 	keys      keys
 	db        *postgres.DB
@@ -93,7 +97,7 @@ func New(ctx context.Context, cfg Config, transport Transport) (_ *Orchestrator,
 	if cfg.Registry == nil {
 		cfg.Registry = prometheus.NewRegistry()
 	}
-	o := &Orchestrator{cfg: cfg, transport: transport, log: cfg.Logger}
+	o := &Orchestrator{cfg: cfg, transport: transport, log: cfg.Logger, own: logging.WithoutRepeats(cfg.Logger, repeatEvery)}
 	keys, err := loadKeys(cfg.CommandKeyFile)
 	if err != nil {
 		return nil, err
@@ -173,14 +177,14 @@ func (o *Orchestrator) wire(k keys, objects *objectstore.Store) (err error) {
 	}
 	send, err := dispatch.New(dispatch.Config{
 		Topics: cfg.Topics, Store: o.db, Publisher: o.transport, Presigner: &presigner{Store: objects, etags: map[string]string{}}, CommandKey: k.command, NextKey: k.next,
-		Wake: o.notes.Wake(postgres.WorkDispatch), Registerer: cfg.Registry, Log: o.part("dispatch"),
+		Wake: o.notes.Wake(postgres.WorkDispatch), Ready: cfg.CanPublish, Registerer: cfg.Registry, Log: o.part("dispatch"),
 	})
 	if err != nil {
 		return err
 	}
 	engine := rollout.New(rollout.Config{Store: o.db, Wake: o.notes.Wake(postgres.WorkRollout), Log: o.part("rollout"), Grace: cfg.Grace})
 	o.api = api.New(api.Config{
-		Store: o.db, Objects: bucket{objects}, Logger: o.part("api"), Registry: cfg.Registry, Fleet: o.fleet, MaxBundle: cfg.MaxBundle,
+		Store: o.db, Objects: bucket{objects}, Logger: o.log.With().Str("part", "api").Logger(), Registry: cfg.Registry, Fleet: o.fleet, MaxBundle: cfg.MaxBundle,
 		TrustedProxies: cfg.TrustedProxies, Console: cfg.Console, Warnings: o.warnings,
 		Ready: append([]api.Check{{Name: "postgres", Run: o.db.Ready}, {Name: "object store", Run: objects.Ready}}, cfg.Ready...),
 	})
@@ -197,10 +201,14 @@ func (o *Orchestrator) wire(k keys, objects *objectstore.Store) (err error) {
 	return nil
 }
 
-// part returns the logger of one part.
+// part returns the logger of one part. While Postgres or the broker is away a
+// loop fails the same way again and again, which is worth a line now and then.
 func (o *Orchestrator) part(name string) zerolog.Logger {
-	return o.log.With().Str("part", name).Logger()
+	return logging.WithoutRepeats(o.log.With().Str("part", name).Logger(), repeatEvery)
 }
+
+// repeatEvery is how often one part says the same in its log.
+const repeatEvery = 30 * time.Second
 
 // Addr is the address of the admin API.
 func (o *Orchestrator) Addr() net.Addr { return o.listener.Addr() }

@@ -45,7 +45,7 @@ func (o *Orchestrator) recheck(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
-			o.log.Warn().Err(err).Msg("recheck connections")
+			o.own.Warn().Err(err).Msg("recheck connections")
 		default:
 			o.transport.Recheck(g.Holds)
 			if g.Whole {

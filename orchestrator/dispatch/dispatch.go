@@ -23,6 +23,7 @@ import (
 // Store is where commands are.
 type Store interface {
 	ClaimCommands(ctx context.Context, limit int) ([]fleet.Command, error)
+	ReturnCommands(ctx context.Context, claims []fleet.Command, after time.Duration) error
 	NextSend(ctx context.Context) (wait time.Duration, ok bool, err error)
 }
 
@@ -43,6 +44,13 @@ const URLLife = 15 * time.Minute
 // commands that need nothing of it wait behind.
 const presignTimeout = 5 * time.Second
 
+// While a part that a delivery needs is away: between two looks whether there is
+// a way to the broker, and until a command that could not go out is tried again.
+const (
+	readyEvery  = 250 * time.Millisecond
+	returnAfter = 5 * time.Second
+)
+
 // Config says how to build a Dispatcher. Zero numbers mean the default.
 type Config struct {
 	Topics     protocol.Topics
@@ -52,6 +60,9 @@ type Config struct {
 	CommandKey ed25519.PrivateKey
 	NextKey    ed25519.PrivateKey // signs for devices that have pinned it; nil: no key change is under way
 	Wake       <-chan struct{} // something may be due
+	// Ready reports whether the Publisher has a way to the broker now: without
+	// one nothing is claimed. nil: it always has.
+	Ready      func() bool
 	Registerer prometheus.Registerer
 	Log        zerolog.Logger
 
@@ -113,6 +124,9 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 // round sends everything that is due and returns how long nothing will be.
 func (d *Dispatcher) round(ctx context.Context) (time.Duration, error) {
 	for {
+		if d.cfg.Ready != nil && !d.cfg.Ready() {
+			return readyEvery, nil
+		}
 		n, err := d.runOnce(ctx)
 		if err != nil {
 			return time.Second, err
@@ -139,20 +153,54 @@ func (d *Dispatcher) runOnce(ctx context.Context) (int, error) {
 		return 0, fmt.Errorf("claim commands: %w", err)
 	}
 	urls := &urls{cfg: &d.cfg, m: map[string]*signedURL{}}
+	var failed failures
 	var g errgroup.Group
 	g.SetLimit(d.cfg.Parallel)
 	for _, c := range batch {
 		g.Go(func() error {
 			if step, err := d.send(ctx, c, urls); err != nil {
 				d.failed.WithLabelValues(step).Inc()
-				d.cfg.Log.Warn().Err(err).Str("command", c.ID).Str("device", c.DeviceID).Msg("command not sent; tried again after the backoff")
+				failed.add(c, err)
 				return nil
 			}
 			d.sent.WithLabelValues(c.Type).Inc()
 			return nil
 		})
 	}
-	return len(batch), g.Wait()
+	_ = g.Wait() // no function returns an error
+	return len(batch), d.giveBack(ctx, &failed)
+}
+
+// failures are the deliveries of one batch that failed.
+type failures struct {
+	mu    sync.Mutex
+	n     int
+	first error
+	away  []fleet.Command // for want of a part that comes back
+}
+
+func (f *failures) add(c fleet.Command, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.n++; f.first == nil {
+		f.first = fmt.Errorf("command %s for %s: %w", c.ID, c.DeviceID, err)
+	}
+	if fleet.ErrorCode(err) == fleet.CodeUnavailable {
+		f.away = append(f.away, c)
+	}
+}
+
+// giveBack logs what failed, in one line however much it is, and returns the
+// claims that may be tried again soon; the others wait for their backoff.
+func (d *Dispatcher) giveBack(ctx context.Context, f *failures) error {
+	if f.n == 0 || ctx.Err() != nil {
+		return nil
+	}
+	d.cfg.Log.Warn().Err(f.first).Int("commands", f.n).Int("soon_again", len(f.away)).Msg("commands not sent; they are tried again")
+	if len(f.away) == 0 {
+		return nil
+	}
+	return d.cfg.Store.ReturnCommands(ctx, f.away, returnAfter)
 }
 
 func (d *Dispatcher) send(ctx context.Context, c fleet.Command, urls *urls) (step string, err error) {
@@ -224,6 +272,9 @@ func (u *urls) get(ctx context.Context, key string) (*signedURL, error) {
 		op, cancel := context.WithTimeout(ctx, presignTimeout)
 		defer cancel()
 		s.url, s.expires, s.etag, s.err = u.cfg.Presigner.Presign(op, key, URLLife)
+		if s.err != nil && op.Err() != nil && ctx.Err() == nil {
+			s.err = fleet.Wrap(fleet.CodeUnavailable, s.err, "the object store does not answer")
+		}
 	})
 	return s, s.err
 }

@@ -3,7 +3,7 @@ package dispatch_test
 import (
 	"context"
 	"crypto/ed25519"
-	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -133,28 +133,59 @@ func TestCommandOfADeviceThatIsAwayWaitsForItsReturn(t *testing.T) {
 	}
 }
 
+// TestCommandThatTheBrokerDoesNotTakeIsSentAgain: by itself within seconds, and
+// as if it had not been tried.
 func TestCommandThatTheBrokerDoesNotTakeIsSentAgain(t *testing.T) {
 	t.Parallel()
 	s := looptest.Open(t)
 	start(t, s)
-	s.Wire.Break(errors.New("no broker"))
+	s.Wire.Break(fleet.Errorf(fleet.CodeUnavailable, "no broker"))
 	id := s.Online()
 	s.Deploy(s.Bundle("edge", "1.0.0"), id)
-	testkit.Eventually(t, 10*time.Second, func() error {
-		list, err := s.DB.ClaimCommands(t.Context(), 1) // steals nothing: it was claimed and is in its backoff
-		if err != nil || len(list) != 0 {
-			return err
-		}
+	testkit.Eventually(t, 10*time.Second, func() error { // claimed, and given back: its first backoff is 10 s
 		wait, ok, err := s.DB.NextSend(t.Context())
-		if err == nil && (!ok || wait < 8*time.Second) {
-			return errors.New("not claimed yet")
+		if err == nil && (!ok || wait < time.Second || wait > 6*time.Second) {
+			err = fmt.Errorf("due in %v, %v", wait, ok)
 		}
 		return err
 	})
 	s.Wire.Break(nil)
-	if err := s.DB.CommandsDue(t.Context(), id, ""); err != nil {
+	s.Wire.Await(t, s.Topics.Device(id, protocol.KindCommand), 1)
+	testkit.Eventually(t, 10*time.Second, func() error {
+		wait, ok, err := s.DB.NextSend(t.Context())
+		if err == nil && (!ok || wait < 6*time.Second || wait > 10*time.Second) {
+			err = fmt.Errorf("due again in %v, %v, want the first backoff", wait, ok)
+		}
+		return err
+	})
+}
+
+func TestNothingIsClaimedWithoutAWayToTheBroker(t *testing.T) {
+	t.Parallel()
+	s := looptest.Open(t)
+	var up atomic.Bool
+	var asked atomic.Int64
+	d, err := dispatch.New(dispatch.Config{
+		Topics: s.Topics, Store: s.DB, Publisher: s.Wire, Presigner: &signer{}, CommandKey: s.Key, Log: testkit.Logger(t),
+		Ready: func() bool { asked.Add(1); return up.Load() },
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
+	id := s.Online()
+	s.Deploy(s.Bundle("edge", "1.0.0"), id)
+	if _, _, err := s.DB.Step(t.Context(), 0, false, nil, rollout.Plan); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- d.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	testkit.Eventually(t, 10*time.Second, func() bool { return asked.Load() >= 4 })
+	if wait, ok, err := s.DB.NextSend(t.Context()); err != nil || !ok || wait != 0 {
+		t.Errorf("due in %v, %v, %v, want now", wait, ok, err)
+	}
+	up.Store(true)
 	s.Wire.Await(t, s.Topics.Device(id, protocol.KindCommand), 1)
 }
 

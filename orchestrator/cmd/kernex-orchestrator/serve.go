@@ -104,8 +104,8 @@ func (r *replica) start(ctx context.Context, transport *remote.Transport) error 
 		HTTP: r.HTTP, Postgres: r.dsn(), PostgresDirect: r.PostgresDirect, MaxConns: r.PostgresConns, Objects: objects,
 		CommandKeyFile: r.CommandKeyFile, NextCommandKey: r.NextCommandKeyFile, AdminTokenFile: r.AdminTokenFile, Topics: protocol.NewTopics(r.Root), MaxBundle: int64(r.MaxBundle),
 		TrustedProxies: proxies, Console: console.Handler(), DeviceCA: ca, Logger: r.log, Registry: r.reg,
-		Ready:     []api.Check{{Name: "broker", Run: transport.Ready}},
-		Connected: transport.Connected(),
+		Ready:      []api.Check{{Name: "broker", Run: transport.Ready}},
+		CanPublish: func() bool { return transport.Up() > 0 }, Connected: transport.Connected(),
 	}
 	if r.orch, err = orchestrator.New(ctx, cfg, transport); err != nil {
 		return err
