@@ -177,6 +177,7 @@ func (a *Authorizer) ask(ctx context.Context, l broker.Login) (broker.Grant, err
 func (a *Authorizer) each(ctx context.Context, f func(ctx context.Context, base string) error) error {
 	n := len(a.cfg.URLs)
 	first := int(a.first.Load())
+	words := "no orchestrator answers"
 	var errs []error
 	for i := range n {
 		at := (first + i) % n
@@ -189,12 +190,15 @@ func (a *Authorizer) each(ctx context.Context, f func(ctx context.Context, base 
 			}
 			return err
 		}
+		if fleet.ErrorCode(err) == fleet.CodeUnavailable {
+			words = "no orchestrator can tell: " + fleet.ErrorMessage(err)
+		}
 		errs = append(errs, fmt.Errorf("%s: %w", a.cfg.URLs[at], err))
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	return fleet.Wrap(fleet.CodeUnavailable, errors.Join(errs...), "no orchestrator answers")
+	return fleet.Wrap(fleet.CodeUnavailable, errors.Join(errs...), words)
 }
 
 // do sends a request and decodes the answer. Only an orchestrator's own refusal
@@ -228,7 +232,9 @@ func (a *Authorizer) do(req *http.Request, limit int64, answer any) error {
 	case resp.StatusCode == http.StatusForbidden && err == nil && no.Code == fleet.CodeUnauthorized:
 		return fleet.Errorf(fleet.CodeUnauthorized, "%s", no.Message)
 	case resp.StatusCode == http.StatusUnauthorized:
-		return errors.New("the orchestrator does not accept the shared secret")
+		return fleet.Errorf(fleet.CodeUnavailable, "the orchestrator does not accept the shared secret")
+	case err == nil && no.Code == fleet.CodeUnavailable && no.Message != "":
+		return fleet.Errorf(fleet.CodeUnavailable, "%s", no.Message)
 	}
 	return fmt.Errorf("the orchestrator answered %s %s", resp.Status, no.Message)
 }

@@ -68,6 +68,7 @@ type API struct {
 	tokens    *limiter
 	addresses *limiter
 	events    *wake
+	health    health
 	spec      []byte // OpenAPI as JSON
 }
 
@@ -121,7 +122,7 @@ func (a *API) Close() { a.events.close() }
 func (a *API) routes() http.Handler {
 	top := http.NewServeMux()
 	top.HandleFunc("GET /livez", a.livez)
-	top.HandleFunc("GET /readyz", a.readyz)
+	top.HandleFunc("GET "+readyPath, a.readyz)
 	top.Handle("GET /metrics", promhttp.HandlerFor(a.cfg.Registry, promhttp.HandlerOpts{}))
 	top.HandleFunc("GET /openapi.json", a.openapi)
 	top.HandleFunc("GET /docs", a.docs)

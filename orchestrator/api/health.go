@@ -4,8 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"sync"
 	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/kernexhq/kernex/pkg/fleet"
 )
+
+const readyPath = "/readyz"
 
 // readyLimit is how long all checks of /readyz may take.
 const readyLimit = 5 * time.Second
@@ -18,21 +26,30 @@ func (a *API) livez(w http.ResponseWriter, _ *http.Request) {
 }
 
 type readiness struct {
-	Status   string            `json:"status"` // ready or not_ready
-	Checks   map[string]string `json:"checks"` // ok or failed; why is in the log
+	Status   string            `json:"status"`  // ready or not_ready
+	Checks   map[string]string `json:"checks"`  // ok or failed
+	Reasons  map[string]string `json:"reasons"` // of those that failed, without internals: these are in the log
 	Warnings []string          `json:"warnings"`
 }
 
 // readyz answers 200 when everything that this process needs works, else 503.
 func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
+	answer := readiness{Status: "ready", Checks: map[string]string{}, Reasons: map[string]string{}, Warnings: []string{}}
 	ctx, cancel := context.WithTimeout(r.Context(), readyLimit)
 	defer cancel()
-	answer := readiness{Status: "ready", Checks: map[string]string{}, Warnings: []string{}}
-	for _, c := range a.cfg.Ready {
+	verdicts := make([]<-chan singleflight.Result, len(a.cfg.Ready))
+	for i, c := range a.cfg.Ready {
+		verdicts[i] = a.health.ask(ctx, c)
+	}
+	for i, c := range a.cfg.Ready {
+		err := verdict(ctx, verdicts[i])
+		if r.Context().Err() != nil {
+			return // nobody waits for the answer
+		}
+		a.health.note(a.cfg.Logger, c.Name, err)
 		answer.Checks[c.Name] = "ok"
-		if err := c.Run(ctx); err != nil {
-			answer.Checks[c.Name], answer.Status = "failed", "not_ready"
-			a.cfg.Logger.Warn().Err(err).Str("check", c.Name).Msg("not ready")
+		if err != nil {
+			answer.Checks[c.Name], answer.Reasons[c.Name], answer.Status = "failed", fleet.ErrorMessage(err), "not_ready"
 		}
 	}
 	if a.cfg.Warnings != nil {
@@ -44,4 +61,54 @@ func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
 	_ = json.NewEncoder(w).Encode(answer) // the prober is gone
+}
+
+// verdict waits for a check, which may hang longer than a prober waits.
+func verdict(ctx context.Context, c <-chan singleflight.Result) error {
+	select {
+	case r := <-c:
+		return r.Err
+	default:
+	}
+	select {
+	case r := <-c:
+		return r.Err
+	case <-ctx.Done():
+		return fleet.Errorf(fleet.CodeUnavailable, "no answer within %v", readyLimit)
+	}
+}
+
+// health remembers what failed, so that the log tells of changes and not of
+// each probe.
+type health struct {
+	asking singleflight.Group // a check that hangs is waited for, not asked again
+
+	mu     sync.Mutex
+	failed map[string]time.Time // since when
+}
+
+// ask begins a check, or joins one that was begun by another probe.
+func (h *health) ask(ctx context.Context, c Check) <-chan singleflight.Result {
+	return h.asking.DoChan(c.Name, func() (any, error) {
+		op, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyLimit)
+		defer cancel()
+		return nil, c.Run(op)
+	})
+}
+
+func (h *health) note(log zerolog.Logger, check string, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	since, failing := h.failed[check]
+	switch {
+	case err != nil && !failing:
+		if h.failed == nil {
+			h.failed = map[string]time.Time{}
+		}
+		h.failed[check] = time.Now()
+		log.Error().Err(err).Str("check", check).Msg("not ready")
+	case err == nil && failing:
+		delete(h.failed, check)
+		log.Info().Str("check", check).Str("after", time.Since(since).Round(time.Millisecond).String()).Msg("ready again")
+	}
 }

@@ -5,17 +5,42 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
+	"github.com/rs/zerolog"
+
 	"github.com/kernexhq/kernex/orchestrator/api"
+	"github.com/kernexhq/kernex/pkg/fleet"
 )
+
+// lines collects what is logged at warning and above.
+type lines struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, string(p))
+	return len(p), nil
+}
 
 func TestReadinessAsksEveryCheck(t *testing.T) {
 	t.Parallel()
 	var broken atomic.Bool
+	var log lines
 	e := newEnv(t, func(c *api.Config) {
+		c.Logger = zerolog.New(&log).Level(zerolog.InfoLevel)
 		c.Ready = []api.Check{
+			{Name: "broker", Run: func(context.Context) error {
+				if broken.Load() {
+					return fleet.Wrap(fleet.CodeUnavailable, errors.New("dial tcp"), "no connection to the broker")
+				}
+				return nil
+			}},
 			{Name: "postgres", Run: func(ctx context.Context) error { return ctx.Err() }},
 			{Name: "store", Run: func(context.Context) error {
 				if broken.Load() {
@@ -31,6 +56,7 @@ func TestReadinessAsksEveryCheck(t *testing.T) {
 	var r struct {
 		Status   string
 		Checks   map[string]string
+		Reasons  map[string]string
 		Warnings []string
 	}
 	get("/readyz").into(http.StatusOK, &r)
@@ -38,11 +64,45 @@ func TestReadinessAsksEveryCheck(t *testing.T) {
 		t.Errorf("ready: %+v", r)
 	}
 	broken.Store(true)
+	get("/readyz").into(http.StatusServiceUnavailable, nil)
 	a := get("/readyz").into(http.StatusServiceUnavailable, &r)
 	if r.Status != "not_ready" || r.Checks["store"] != "failed" || strings.Contains(string(a.body), "secret") {
 		t.Errorf("not ready: %s", a.body)
 	}
+	if len(r.Reasons) != 2 || r.Reasons["broker"] != "no connection to the broker" || r.Reasons["store"] != "internal error" {
+		t.Errorf("reasons: %q", r.Reasons)
+	}
+	broken.Store(false)
+	get("/readyz").into(http.StatusOK, nil)
+	get("/readyz").into(http.StatusOK, nil)
+	// One line where it begins and one where it ends, for each check.
+	if len(log.all) != 4 || !strings.Contains(strings.Join(log.all[:2], ""), "secret host refused") || !strings.Contains(log.all[3], "ready again") {
+		t.Errorf("log: %q", log.all)
+	}
 	get("/livez").into(http.StatusOK, nil)
+}
+
+func TestACheckThatHangsIsAnsweredForAndNotAskedTwice(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	end := make(chan struct{})
+	defer close(end)
+	e := newEnv(t, func(c *api.Config) {
+		c.Ready = []api.Check{{Name: "postgres", Run: func(context.Context) error { // as a driver that waits for its socket
+			asked.Add(1)
+			<-end
+			return nil
+		}}}
+	})
+	for range 2 {
+		a := e.call("GET", "//readyz", nil, header{"Authorization", ""}).into(http.StatusServiceUnavailable, nil)
+		if !strings.Contains(string(a.body), "no answer within 5s") {
+			t.Errorf("not ready: %s", a.body)
+		}
+	}
+	if n := asked.Load(); n != 1 {
+		t.Errorf("asked %d times", n)
+	}
 }
 
 func TestMetricsCountRequestsByRoute(t *testing.T) {

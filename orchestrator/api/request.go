@@ -106,7 +106,7 @@ func (a *API) finish(r *http.Request, rec *recorder, info *request, took time.Du
 	a.metrics.observe(r.Method, info.route, rec.status, took)
 	e := a.cfg.Logger.Info()
 	switch {
-	case rec.status >= 500:
+	case rec.status >= 500 && r.URL.Path != readyPath: // whose answer is no failure of the request
 		e = a.cfg.Logger.Error()
 	case info.route == "": // probes, metrics, the console's files
 		e = a.cfg.Logger.Debug()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -18,9 +19,11 @@ type readier interface {
 }
 
 // probes serves /livez, /readyz and /metrics. A broker without an orchestrator
-// keeps its connections but lets nobody in: it lives and is not ready.
+// keeps its connections but lets nobody in: it lives and is not ready. The log
+// tells when that begins and ends, not of each probe.
 func probes(auth readier, reg *prometheus.Registry, log zerolog.Logger) http.Handler {
 	mux := http.NewServeMux()
+	var failing atomic.Bool
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = w.Write([]byte("ok\n")) // the prober is gone
@@ -30,7 +33,11 @@ func probes(auth readier, reg *prometheus.Registry, log zerolog.Logger) http.Han
 		if err := auth.Ready(r.Context()); err != nil {
 			status, answer.Status, answer.Checks["authorizer"] = http.StatusServiceUnavailable, "not_ready", "failed"
 			answer.Reasons["authorizer"] = fleet.ErrorMessage(err)
-			log.Warn().Err(err).Str("check", "authorizer").Msg("not ready")
+			if !failing.Swap(true) {
+				log.Error().Err(err).Str("check", "authorizer").Msg("not ready")
+			}
+		} else if failing.Swap(false) {
+			log.Info().Str("check", "authorizer").Msg("ready again")
 		}
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "no-store")
