@@ -3,7 +3,9 @@ package api_test
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +14,7 @@ import (
 	"sync"
 	"testing"
 
+	_ "github.com/lib/pq"
 	"github.com/rs/zerolog"
 
 	"github.com/kernexhq/kernex/orchestrator/api"
@@ -41,6 +44,7 @@ func (b bundleObjects) Put(ctx context.Context, key string, r io.Reader, size in
 type env struct {
 	t     testing.TB
 	db    *postgres.DB
+	raw   *sql.DB // for what the store has no method for
 	dsn   string
 	api   *api.API
 	url   string
@@ -74,7 +78,10 @@ func newEnv(t testing.TB, change ...func(*api.Config)) *env {
 	if e.db, err = postgres.Open(t.Context(), e.dsn, 10); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = e.db.Close() })
+	if e.raw, err = sql.Open("postgres", e.dsn); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = errors.Join(e.raw.Close(), e.db.Close()) })
 	created, err := e.db.EnsureAdminToken(t.Context(), func(secret string) error { e.admin = secret; return nil })
 	if err != nil || !created {
 		t.Fatalf("first admin token: %v, %v", created, err)

@@ -1,11 +1,8 @@
 package api_test
 
 import (
-	"database/sql"
 	"net/http"
 	"testing"
-
-	_ "github.com/lib/pq"
 
 	"github.com/kernexhq/kernex/pkg/fleet"
 )
@@ -14,12 +11,7 @@ import (
 // do in a whole system.
 func (e *env) sql(q string, args ...any) {
 	e.t.Helper()
-	db, err := sql.Open("postgres", e.dsn)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	defer db.Close()
-	if _, err := db.ExecContext(e.t.Context(), q, args...); err != nil {
+	if _, err := e.raw.ExecContext(e.t.Context(), q, args...); err != nil {
 		e.t.Fatal(err)
 	}
 }
@@ -27,12 +19,7 @@ func (e *env) sql(q string, args ...any) {
 // count reads one number.
 func (e *env) count(q string, args ...any) (n int) {
 	e.t.Helper()
-	db, err := sql.Open("postgres", e.dsn)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	defer db.Close()
-	if err := db.QueryRowContext(e.t.Context(), q, args...).Scan(&n); err != nil {
+	if err := e.raw.QueryRowContext(e.t.Context(), q, args...).Scan(&n); err != nil {
 		e.t.Fatal(err)
 	}
 	return n
