@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -32,9 +31,10 @@ import (
 	"github.com/kernexhq/kernex/pkg/protocol"
 )
 
-// minRate is the slowest download that is not given up, in bytes a second: a
-// quarter of what GPRS does.
-const minRate = 1 << 10
+// minRate is the slowest download that is not given up, in bytes a second. A
+// line of 1 KiB/s that heartbeats and other programs share brings several times
+// that; below it a bundle does not arrive before its deadline.
+const minRate = 1 << 7
 
 // approvalWait is between two questions of a pending device that may not
 // connect; it is how long one that may stays connected.
@@ -54,6 +54,7 @@ type Agent struct {
 	programs *programs
 	machine  *update.Machine
 	reports  *reports
+	trial    *trial
 	runLog   *logs.File
 	shipper  *logs.Shipper
 	endpoint link.Endpoint
@@ -69,6 +70,9 @@ func New(cfg Config) (*Agent, error) {
 	}
 	if len(cfg.Shim) == 0 {
 		cfg.Shim = []string{"/proc/self/exe", run.ShimCommand}
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
 	}
 	cfg.Log.Level = cfg.LogLevel
 	log, level, err := logging.NewAdjustable(cfg.Log)
@@ -107,7 +111,7 @@ func (a *Agent) open(files *durable.FS) (err error) {
 	if err != nil {
 		return err
 	}
-	a.endpoint = link.Endpoint{Broker: a.cfg.Broker, EnrollBroker: a.cfg.EnrollBroker, TLS: conf, Topics: protocol.NewTopics(a.cfg.Root), Log: a.log}
+	a.endpoint = link.Endpoint{Broker: a.cfg.Broker, EnrollBroker: a.cfg.EnrollBroker, TLS: conf, Topics: protocol.NewTopics(a.cfg.Root), Log: a.log, Clock: a.cfg.Clock}
 	if a.journal, err = journal.Open(files, journal.Path(a.state.dir)); err != nil {
 		return err
 	}
@@ -122,17 +126,18 @@ func (a *Agent) open(files *durable.FS) (err error) {
 		return err
 	}
 	a.shipper = logs.NewShipper(a.runLog, a.sendLog)
-	a.reports = newReports(a)
+	a.reports, a.trial = newReports(a), newTrial(a)
 	starter := run.NewStarter(a.cfg.Shim...)
 	a.programs = &programs{
 		cache: a.cache, store: store, starter: starter, privileged: a.cfg.AllowPrivileged, log: a.runLog,
 		supervisor: run.NewSupervisor(starter, a.reports.wake),
 	}
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.TLSClientConfig = conf.Clone()
 	a.machine, err = update.New(update.Parts{
-		Journal:  a.journal,
-		Fetcher:  &fetch.Fetcher{FS: files, Path: store.Archive, Client: &http.Client{Transport: transport}, Log: a.log, Backoff: time.Second, MinRate: minRate},
+		Journal: a.journal,
+		Fetcher: &fetch.Fetcher{
+			FS: files, Path: store.Archive, Client: fetch.NewClient(conf.Clone()), Log: a.log, Backoff: time.Second,
+			MaxBytes: a.cfg.MaxBundleBytes, MinRate: minRate, Window: a.cfg.Stall,
+		},
 		Archives: store, Releases: store, Programs: a.programs,
 		Errands:  errands{a},
 		Trust:    trust{cache: a.cache, deviceType: a.cfg.DeviceType},
@@ -145,7 +150,7 @@ func (a *Agent) open(files *durable.FS) (err error) {
 // built, nor before the last signed command was. The server's time, which nobody
 // signs, has no say in it.
 func (a *Agent) now() time.Time {
-	now := time.Now()
+	now := a.cfg.Clock()
 	for _, floor := range []time.Time{buildTime, time.Unix(a.machine.Report().IssuedAt, 0)} {
 		if now.Before(floor) {
 			now = floor
@@ -187,6 +192,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	told.say("READY=1")
 	tasks.Go(func() { told.watchdog(ctx, a.cfg.Watchdog, a.alive) })
 	tasks.Go(func() { a.shipper.Run(ctx) })
+	tasks.Go(func() { a.trial.run(ctx) })
 	// The release runs whether or not the network is there.
 	tasks.Go(func() {
 		if err := a.machine.Run(ctx); err != nil {

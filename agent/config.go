@@ -32,6 +32,14 @@ type Config struct {
 	MaxBundleBytes  int64 // 0 is bundle.DefaultMaxBytes
 	AllowPrivileged bool  // let bundles that ask for it gain privileges
 
+	// Clock is the device's wall clock; tests set it. nil is time.Now.
+	Clock func() time.Time
+	// RevertAfter is how long a new configuration may keep the device from
+	// connecting; tests shorten it. 0 is 5 minutes.
+	RevertAfter time.Duration
+	// Stall is how long a download may stay below the minimum rate before its
+	// connection is given up; tests shorten it. 0 is a minute.
+	Stall        time.Duration
 	NotifySocket string        // systemd's, to say READY=1 and so on; "" is nobody
 	Watchdog     time.Duration // systemd restarts the agent after such a silence; 0 is never
 

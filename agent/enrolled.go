@@ -17,21 +17,22 @@ import (
 // enrolled is device_config.json: what the orchestrator told this device, which
 // has to survive restarts without it.
 type enrolled struct {
-	DeviceID          string       `json:"device_id"`
-	Status            string       `json:"status"` // active or pending
-	Fleet             string       `json:"fleet"`
-	Broker            string       `json:"broker"` // where it enrolled
-	Root              string       `json:"root"`
-	RegistrationToken string       `json:"registration_token"`
-	CommandKey        string       `json:"command_key"` // pinned; base64url Ed25519
-	TrustMode         string       `json:"trust_mode"`
-	OldCommandKey     string       `json:"old_command_key,omitempty"` // counts until CommandKey has signed something
-	ReleaseKeys       []string     `json:"release_keys,omitempty"`
-	RevokedKeys       []string     `json:"revoked_keys,omitempty"` // ids that never come back
-	Config            fleet.Config `json:"config"`
-	Reported          int64        `json:"reported"` // config version that Outcome is about
-	Outcome           string       `json:"outcome"`
-	Error             string       `json:"error,omitempty"`
+	DeviceID          string        `json:"device_id"`
+	Status            string        `json:"status"` // active or pending
+	Fleet             string        `json:"fleet"`
+	Broker            string        `json:"broker"` // where it enrolled
+	Root              string        `json:"root"`
+	RegistrationToken string        `json:"registration_token"`
+	CommandKey        string        `json:"command_key"` // pinned; base64url Ed25519
+	TrustMode         string        `json:"trust_mode"`
+	OldCommandKey     string        `json:"old_command_key,omitempty"` // counts until CommandKey has signed something
+	ReleaseKeys       []string      `json:"release_keys,omitempty"`
+	RevokedKeys       []string      `json:"revoked_keys,omitempty"` // ids that never come back
+	Config            fleet.Config  `json:"config"`
+	Before            *fleet.Config `json:"before,omitempty"` // in force before Config, which is on trial; nil: it is not
+	Reported          int64         `json:"reported"`         // config version that Outcome is about
+	Outcome           string        `json:"outcome"`
+	Error             string        `json:"error,omitempty"`
 }
 
 // Words of enrolled.Status, TrustMode and Outcome.
@@ -40,6 +41,7 @@ const (
 	trustRequired = "required"
 	applied       = "applied"
 	rejected      = "rejected"
+	reverted      = "reverted"
 )
 
 // cache holds the file's content; every change is durable before it is seen.

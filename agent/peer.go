@@ -26,11 +26,15 @@ func (p *peer) NextSession() (int64, error) {
 // Up implements link.Peer.
 func (p *peer) Up(session int64, restricted bool) {
 	p.cert.reconnected()
+	p.trial.up()
 	p.reports.up(session, restricted)
 }
 
 // Down implements link.Peer.
-func (p *peer) Down() { p.reports.down() }
+func (p *peer) Down() {
+	p.trial.down()
+	p.reports.down()
+}
 
 // Message implements link.Peer. Commands are journaled here, on the link's own
 // goroutine: the next message waits.

@@ -97,24 +97,26 @@ func (r *reports) queue(o outgoing) {
 	}
 }
 
-// Now implements update.Reporter. A clock that is before this program's build,
-// or that the server's differed from by more than a token forgives, is not
-// trusted.
+// Now implements update.Reporter. A clock that is before this program's build is
+// not trusted. That the broker's time differs is no reason: nobody has signed
+// it, and whoever could make the device doubt its clock could bring it commands
+// that have expired.
 func (r *reports) Now() (time.Time, bool) {
-	now := time.Now()
-	wrong := now.Before(buildTime)
-	if l := r.link.Load(); l != nil {
-		wrong = wrong || l.Skew().Abs() > 10*time.Minute
-	}
-	return now, !wrong
+	now := r.cfg.Clock()
+	return now, !now.Before(buildTime)
 }
 
 // Configure implements update.Reporter: a new configuration is in force when it
 // returns nil, and after any restart.
 func (r *reports) Configure(c fleet.Config) error {
+	r.trial.begin()
 	err := r.cache.change(func(e *enrolled) error {
 		if c.Version < e.Config.Version {
 			return fleet.Errorf(fleet.CodeSuperseded, "configuration version %d is older than %d, which is in force", c.Version, e.Config.Version)
+		}
+		if e.Before == nil {
+			before := e.Config
+			e.Before = &before
 		}
 		e.Config, e.Reported, e.Outcome, e.Error = c, c.Version, applied, ""
 		return nil
@@ -122,11 +124,9 @@ func (r *reports) Configure(c fleet.Config) error {
 	if err != nil {
 		return err
 	}
-	if err := r.level.Set(c.LogLevel); err != nil {
+	r.trial.note(func() {}) // now there is something to decide
+	if err := r.adopt(c); err != nil {
 		return err
-	}
-	if l := r.link.Load(); l != nil {
-		l.SetHeartbeat(time.Duration(c.HeartbeatIntervalS) * time.Second)
 	}
 	r.log.Info().Int64("version", c.Version).Msg("configuration applied")
 	r.wake()

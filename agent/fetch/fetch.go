@@ -82,6 +82,7 @@ func (f *Fetcher) Fetch(ctx context.Context, ref protocol.BundleRef, maxRate int
 	if err := t.finish(); err != nil {
 		return full(err)
 	}
+	f.Log.Info().Int64("bytes", ref.Size).Int64("received", t.received).Int("requests", s.requests).Msg("archive downloaded")
 	return f.FS.Rename("download-done", final+".part", final)
 }
 
@@ -101,6 +102,7 @@ type source struct {
 	stale    int       // refusals of If-Match
 	doubts   int       // answers about another object since the last part that was right
 	failures int       // since the last byte
+	requests int
 }
 
 // Verdicts of one request that are not the end.
@@ -128,6 +130,7 @@ func (s *source) run(ctx context.Context) error {
 			}
 		}
 		before, sure := s.target.have, s.target.sure
+		s.requests++
 		err := s.get(ctx)
 		s.progress(s.target.have)
 		if s.target.have > before {

@@ -26,6 +26,7 @@ type target struct {
 	ref      protocol.BundleRef
 	have     int64 // bytes in the file
 	sure     int64 // most bytes that the digests have ever confirmed
+	received int64 // bytes written, what was dropped again included
 	part     hash.Hash
 	unsynced int64
 	bad      int // times in a row that a part did not match
@@ -106,6 +107,7 @@ func (t *target) write(p []byte) error {
 		}
 		_, _ = t.part.Write(p[:n]) // a hash does not fail
 		t.have += n
+		t.received += n
 		p = p[n:]
 		if err := t.check(); err != nil {
 			return err

@@ -29,6 +29,14 @@ type Endpoint struct {
 	TLS          *tls.Config
 	Topics       protocol.Topics
 	Log          zerolog.Logger
+	Clock        func() time.Time // the device's, which may be wrong; nil is time.Now
+}
+
+func (e Endpoint) now() time.Time {
+	if e.Clock == nil {
+		return time.Now()
+	}
+	return e.Clock()
 }
 
 // Enroll registers the device until the orchestrator has answered: with an

@@ -47,8 +47,8 @@ type Peer interface {
 	Message(kind protocol.Kind, payload []byte)
 }
 
-// Link keeps a device connected. Publish, Redial and Skew may be called from
-// any goroutine.
+// Link keeps a device connected. Publish and Redial may be called from any
+// goroutine.
 type Link struct {
 	endpoint  Endpoint
 	device    Device
@@ -59,7 +59,8 @@ type Link struct {
 	mu        sync.Mutex
 	client    *mqttclient.Client
 	keepAlive time.Duration
-	skew      time.Duration
+	server    time.Time // what the server's clock showed
+	at        time.Time // when; zero: it was never asked
 }
 
 // New returns a Link that is not connected yet.
@@ -128,19 +129,22 @@ func (l *Link) setClock(ctx context.Context) bool {
 		return false
 	}
 	l.mu.Lock()
-	l.skew = time.Until(t)
-	skew := l.skew
+	l.server, l.at = t, time.Now()
 	l.mu.Unlock()
-	l.endpoint.Log.Info().Dur("skew_ms", skew).Msg("took the server's time for the token")
+	l.endpoint.Log.Info().Time("time", t).Msg("took the server's time for tokens")
 	return true
 }
 
-// Skew returns how far the server's clock was ahead of this one when it was
-// last asked; 0 if there was no need.
-func (l *Link) Skew() time.Duration {
+// tokenTime is the time that a token is minted for: the device's, or once the
+// broker has refused that, the server's as it went on since, whatever the
+// device's clock did.
+func (l *Link) tokenTime() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.skew
+	if l.at.IsZero() {
+		return l.endpoint.now()
+	}
+	return l.server.Add(time.Since(l.at))
 }
 
 // SetHeartbeat adapts the keepalive of the next connections to the heartbeat
@@ -159,9 +163,9 @@ func (l *Link) session(ctx context.Context) (restricted bool, err error) {
 		return false, fmt.Errorf("begin a session: %w", err)
 	}
 	l.mu.Lock()
-	now, keepAlive := time.Now().Add(l.skew), l.keepAlive
+	keepAlive := l.keepAlive
 	l.mu.Unlock()
-	token, err := identity.MintDeviceToken(l.device.Key, l.device.ID, l.device.Fleet, now)
+	token, err := identity.MintDeviceToken(l.device.Key, l.device.ID, l.device.Fleet, l.tokenTime())
 	if err != nil {
 		return false, err
 	}

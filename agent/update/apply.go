@@ -207,8 +207,7 @@ func (m *Machine) finish(r Record, end State, cause error) error {
 	case cause != nil:
 		result.Error = detail(cause)
 	}
-	now, _ := m.parts.Reporter.Now()
-	result.DurationMS = max(now.UnixMilli()-r.Begun, 0)
+	result.DurationMS = m.elapsed(r).Milliseconds()
 	var manifest *bundle.Manifest
 	if end == Committed {
 		var err error
@@ -244,6 +243,28 @@ func (m *Machine) finish(r Record, end State, cause error) error {
 	}
 	return nil
 }
+
+// elapsed is how long the command took. When the agent was started again in
+// between only the wall clock can tell, and one that has jumped is not believed.
+func (m *Machine) elapsed(r Record) time.Duration {
+	m.mu.Lock()
+	taken, ok := m.taken[r.Command.ID]
+	delete(m.taken, r.Command.ID)
+	m.mu.Unlock()
+	if ok {
+		return time.Since(taken)
+	}
+	now, _ := m.parts.Reporter.Now()
+	d := now.Sub(time.UnixMilli(r.Begun))
+	if d < 0 || d > longest {
+		return 0
+	}
+	return d
+}
+
+// longest is more than any command takes: the orchestrator's limit for a step is
+// a day, and a command has four of them.
+const longest = 7 * 24 * time.Hour
 
 // commit makes the record's release the active one.
 func (b *Book) commit(r Record, mf *bundle.Manifest) {

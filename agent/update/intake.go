@@ -3,8 +3,10 @@ package update
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/kernexhq/kernex/pkg/fleet"
 	"github.com/kernexhq/kernex/pkg/protocol"
@@ -184,6 +186,8 @@ func (m *Machine) enqueue(c protocol.Command, now int64) error {
 	if err != nil {
 		return err
 	}
+	maps.DeleteFunc(m.taken, func(id string, _ time.Time) bool { return m.open(id) == nil })
+	m.taken[c.ID] = time.Now()
 	m.parts.Reporter.Progress(m.progress(r))
 	m.parts.Reporter.Changed()
 	m.wake.signal()

@@ -44,6 +44,7 @@ type Machine struct {
 	mu      sync.Mutex // guards all below
 	ledger  *ledger
 	sent    map[string]sending
+	taken   map[string]time.Time    // when this process accepted commands, by the monotonic clock
 	running string                  // command whose action runs now
 	stop    context.CancelCauseFunc // ends that action if it is still one to cancel
 
@@ -64,7 +65,7 @@ func New(parts Parts, options Options) (*Machine, error) {
 	}
 	options.Keep = max(options.Keep, 2)
 	return &Machine{
-		parts: parts, options: options, ledger: l, sent: map[string]sending{},
+		parts: parts, options: options, ledger: l, sent: map[string]sending{}, taken: map[string]time.Time{},
 		wake: newSignal(), renewed: newSignal(),
 	}, nil
 }

@@ -27,6 +27,7 @@ type Proxy struct {
 	limit   int64 // bytes that may still pass to clients; -1: no limit
 	conns   map[net.Conn]struct{}
 	opened  int
+	passed  [2]int64 // bytes to servers and to clients
 }
 
 // NewProxy listens on a free port of 127.0.0.1 and forwards to target until the
@@ -37,6 +38,11 @@ func NewProxy(t testing.TB, target string) *Proxy {
 	if err != nil {
 		t.Fatalf("start the fault proxy: %v", err)
 	}
+	return ProxyOn(t, l, target)
+}
+
+// ProxyOn is NewProxy with a listener of the test's own, which it closes.
+func ProxyOn(t testing.TB, l net.Listener, target string) *Proxy {
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &Proxy{target: target, listener: l, ctx: ctx, cancel: cancel, limit: -1,
 		changed: make(chan struct{}), conns: map[net.Conn]struct{}{}}
@@ -59,6 +65,13 @@ func (p *Proxy) Opened() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.opened
+}
+
+// Passed counts the bytes that were handed on, in each direction.
+func (p *Proxy) Passed() (toServers, toClients int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.passed[0], p.passed[1]
 }
 
 // Cut resets every open connection; new ones work.
@@ -165,7 +178,9 @@ func (p *Proxy) copy(dst, src net.Conn, toClient bool) {
 		if n > 0 {
 			allowed, ok := p.pass(int64(n), toClient)
 			if allowed > 0 {
-				if _, werr := dst.Write(buf[:allowed]); werr != nil {
+				w, werr := dst.Write(buf[:allowed])
+				p.count(int64(w), toClient)
+				if werr != nil {
 					ok = false
 				}
 			}
@@ -188,6 +203,16 @@ func (p *Proxy) copy(dst, src net.Conn, toClient bool) {
 			reset(dst)
 			return
 		}
+	}
+}
+
+func (p *Proxy) count(n int64, toClient bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if toClient {
+		p.passed[1] += n
+	} else {
+		p.passed[0] += n
 	}
 }
 
