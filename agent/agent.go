@@ -79,7 +79,13 @@ func New(cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	files := &durable.FS{}
+	files := cfg.Files
+	if files == nil {
+		files = &durable.FS{}
+	}
+	if cfg.Retry == 0 {
+		cfg.Retry = 10 * time.Second
+	}
 	state, err := openState(files, cfg.State)
 	if err != nil {
 		return nil, err
@@ -142,7 +148,7 @@ func (a *Agent) open(files *durable.FS) (err error) {
 		Errands:  errands{a},
 		Trust:    trust{cache: a.cache, deviceType: a.cfg.DeviceType},
 		Reporter: a.reports, Log: a.log,
-	}, update.Options{Keep: a.cfg.KeepReleases, Pause: 10 * time.Second})
+	}, update.Options{Keep: a.cfg.KeepReleases, Pause: a.cfg.Retry})
 	return err
 }
 

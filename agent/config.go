@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/kernexhq/kernex/agent/probe"
+	"github.com/kernexhq/kernex/pkg/durable"
 	"github.com/kernexhq/kernex/pkg/fleet"
 	"github.com/kernexhq/kernex/pkg/logging"
 )
@@ -39,7 +40,12 @@ type Config struct {
 	RevertAfter time.Duration
 	// Stall is how long a download may stay below the minimum rate before its
 	// connection is given up; tests shorten it. 0 is a minute.
-	Stall        time.Duration
+	Stall time.Duration
+	// Files is how files are changed; tests set it, to record or fail each call.
+	// nil is the plain file system.
+	Files *durable.FS
+	// Retry is the wait before a failed update step is tried again; 0 is 10 s.
+	Retry        time.Duration
 	NotifySocket string        // systemd's, to say READY=1 and so on; "" is nobody
 	Watchdog     time.Duration // systemd restarts the agent after such a silence; 0 is never
 

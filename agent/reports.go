@@ -26,6 +26,7 @@ const publishWait = 15 * time.Second
 // is the order of events. It implements update.Reporter.
 type reports struct {
 	*Agent
+	contact
 	signal  chan struct{}
 	out     chan outgoing
 	dropped atomic.Int64
@@ -240,7 +241,12 @@ func (r *reports) send(ctx context.Context, kind protocol.Kind, qos byte, messag
 	}
 	ctx, cancel := context.WithTimeout(ctx, publishWait)
 	defer cancel()
-	if err := r.link.Load().Publish(ctx, kind, payload, qos); err != nil && ctx.Err() == nil {
+	begun := time.Now()
+	err = r.link.Load().Publish(ctx, kind, payload, qos)
+	if err == nil && qos > 0 {
+		r.answered(begun)
+	}
+	if err != nil && ctx.Err() == nil {
 		r.log.Debug().Err(err).Str("kind", string(kind)).Msg("a message was not sent")
 	}
 }

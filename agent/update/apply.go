@@ -2,6 +2,7 @@ package update
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -20,6 +21,9 @@ func (m *Machine) apply(ctx context.Context, r Record) error {
 		m.parts.Log.Warn().Err(err).Str("release", id).Msg("an extracted release is not whole and will be fetched again")
 		m.fresh = ""
 		return m.move(&r, Accepted, nil)
+	}
+	if err := m.mend(); err != nil {
+		m.parts.Log.Error().Err(err).Msg("current could not be set right")
 	}
 	previous, err := m.parts.Releases.Current()
 	if err != nil {
@@ -86,10 +90,14 @@ func (m *Machine) check(ctx context.Context, r Record) error {
 		return err
 	}
 	release := m.release(r, id, manifest)
+	begun := time.Now()
 	if err := m.parts.Programs.Start(release); err != nil {
 		return m.back(r, Outcome{Err: fleet.Errorf(fleet.CodeHealth, "start the program: %v", err)})
 	}
 	out := m.parts.Programs.Health(ctx, release)
+	if out.Err == nil && manifest.Health != nil && manifest.Health.NeedsNetwork {
+		out.Err = m.reached(ctx, r, begun, time.Duration(manifest.Health.WindowS)*time.Second)
+	}
 	switch {
 	case ctx.Err() != nil:
 		return nil
@@ -97,6 +105,18 @@ func (m *Machine) check(ctx context.Context, r Record) error {
 		return m.back(r, out)
 	}
 	return m.finish(r, Committed, nil)
+}
+
+// reached is whether the new release leaves the device connected: the broker has
+// to answer once within the health window.
+func (m *Machine) reached(ctx context.Context, r Record, begun time.Time, window time.Duration) error {
+	m.parts.Reporter.Progress(m.progress(r)) // something to answer
+	ctx, cancel := context.WithDeadline(ctx, begun.Add(window))
+	defer cancel()
+	if err := m.parts.Reporter.Reached(ctx, begun); err != nil {
+		return fleet.Errorf(fleet.CodeHealth, "health check: it holds, but the broker was not reached within %s", window)
+	}
+	return nil
 }
 
 // back notes why the device must return, with the output of what failed.
@@ -201,7 +221,7 @@ func (m *Machine) finish(r Record, end State, cause error) error {
 	result := protocol.Result{Command: r.Command.ID, Attempt: max(r.Deploys, 1), State: end.row().report, Step: string(r.State), Output: protocol.TrimText(r.Output, protocol.MaxOutput)}
 	switch code := fleet.ErrorCode(cause); {
 	case cause == nil && end == RolledBack:
-		result.Error = r.Cause
+		result.Error = m.returned(r)
 	case code == fleet.CodeCancelled || code == fleet.CodeSuperseded:
 		result.State, result.Error = fleet.TargetCancelled, detail(cause)
 	case cause != nil:
@@ -238,9 +258,10 @@ func (m *Machine) finish(r Record, end State, cause error) error {
 	m.parts.Log.Info().Str("command", r.Command.ID).Str("bundle", ref.Name).Str("version", ref.Version).
 		Str("state", string(result.State)).Interface("error", result.Error).Msg("command ended")
 	m.parts.Reporter.Changed()
-	if err := m.tidy(); err != nil {
-		m.parts.Log.Warn().Err(err).Msg("old releases could not be removed")
-	}
+	m.owed = slices.DeleteFunc(m.owed, func(c chore) bool { // the end of a change has started what should run
+		return c.name == tidying || end != Failed
+	})
+	m.chore(tidying, m.tidy)
 	return nil
 }
 
@@ -266,6 +287,19 @@ func (m *Machine) elapsed(r Record) time.Duration {
 // a day, and a command has four of them.
 const longest = 7 * 24 * time.Hour
 
+// returned says from where, to where and why a device went back.
+func (m *Machine) returned(r Record) *protocol.ErrorDetail {
+	to := "no release"
+	if r.Previous != "" {
+		to = "release " + r.Previous
+		if old, err := m.parts.Releases.Manifest(r.Previous); err == nil {
+			to = old.Version
+		}
+	}
+	text := fmt.Sprintf("back from %s to %s: %s", r.Command.Deploy.Bundle.Version, to, r.Cause.Message)
+	return &protocol.ErrorDetail{Code: r.Cause.Code, Message: protocol.TrimText(text, maxWords)}
+}
+
 // commit makes the record's release the active one.
 func (b *Book) commit(r Record, mf *bundle.Manifest) {
 	ref := r.Command.Deploy.Bundle
@@ -281,6 +315,9 @@ func (b *Book) commit(r Record, mf *bundle.Manifest) {
 	}
 	b.Broken = ""
 }
+
+// tidying is the name of tidy as a chore.
+const tidying = "removing what is not needed"
 
 // tidy removes the releases and archives that nothing needs any more.
 func (m *Machine) tidy() error {

@@ -3,7 +3,7 @@
 // after a kill or a power cut at any point it ends on one whole release and
 // knows which.
 //
-// The rule is: persist the next state, then act. The table in state.go says for
+// The rule is: persist the next state, then act. The table in table.go says for
 // each state what was made durable before it was entered and what happens when
 // the agent starts in it; Next is that table with its bounds, a pure function.
 // The other way around, everything that acts is behind the interfaces of

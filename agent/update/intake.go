@@ -168,19 +168,25 @@ func (m *Machine) settle(c protocol.Command, state fleet.TargetState, reason err
 	return nil
 }
 
+// enqueue accepts a deployment. It takes the place of every older one that has
+// not begun to change the device; one that comes after a newer one is too late.
 func (m *Machine) enqueue(c protocol.Command, now int64) error {
 	book := &m.ledger.book
-	switch {
-	case book.Broken != "" && c.Type != protocol.CommandRollback:
+	if book.Broken != "" && c.Type != protocol.CommandRollback {
 		return m.refuse(c, fleet.Errorf(fleet.CodeInconsistent, "the device is inconsistent (%s); only an operator's rollback is accepted", book.Broken))
-	case len(book.Queue) >= maxQueue:
-		return m.refuse(c, fleet.Errorf(fleet.CodeConflict, "%d deployments wait already", maxQueue))
+	}
+	for _, r := range append([]*Record{book.Op}, pointers(book.Queue)...) {
+		if r != nil && r.Command.Seq > c.Seq {
+			return m.settle(c, fleet.TargetCancelled, errNewer)
+		}
 	}
 	r := Record{Command: c, State: Accepted, Begun: now}
 	err := m.ledger.change(func(b *Book) error {
 		b.seen(c)
-		b.Queue = append(b.Queue, r)
-		slices.SortStableFunc(b.Queue, func(x, y Record) int { return int(x.Command.Seq - y.Command.Seq) })
+		for _, old := range b.Queue {
+			b.end(old.Command.Seq, protocol.Result{Command: old.Command.ID, Attempt: 1, State: fleet.TargetCancelled, Error: detail(errNewer)})
+		}
+		b.Queue = []Record{r}
 		return nil
 	})
 	if err != nil {
@@ -188,6 +194,9 @@ func (m *Machine) enqueue(c protocol.Command, now int64) error {
 	}
 	maps.DeleteFunc(m.taken, func(id string, _ time.Time) bool { return m.open(id) == nil })
 	m.taken[c.ID] = time.Now()
+	if m.stop != nil {
+		m.stop(errNewer)
+	}
 	m.parts.Reporter.Progress(m.progress(r))
 	m.parts.Reporter.Changed()
 	m.wake.signal()
@@ -214,7 +223,7 @@ func (m *Machine) cancel(c protocol.Command) error {
 			if r.Command.ID != id {
 				return false
 			}
-			b.end(r.Command.Seq, protocol.Result{Command: id, State: fleet.TargetCancelled, Error: detail(errCancelled)})
+			b.end(r.Command.Seq, protocol.Result{Command: id, Attempt: 1, State: fleet.TargetCancelled, Error: detail(errCancelled)})
 			return true
 		})
 		b.end(c.Seq, reply)

@@ -13,7 +13,6 @@ import (
 
 // How much the ledger remembers.
 const (
-	maxQueue   = 8  // deploy commands that wait for the one that runs
 	maxDone    = 64 // finished commands that a repeat is answered from
 	maxPending = 64 // results that wait for an acknowledgement
 )
@@ -37,7 +36,7 @@ type Active struct {
 // Book is all that the machine remembers over a restart.
 type Book struct {
 	Op            *Record           `json:"op"`
-	Queue         []Record          `json:"queue"`
+	Queue         []Record          `json:"queue"` // the newest deployment, if it waits for the one that runs
 	Done          []Done            `json:"done"`
 	Pending       []protocol.Result `json:"pending"`
 	Cancelled     []string          `json:"cancelled"` // command ids, some not seen yet

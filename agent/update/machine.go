@@ -50,11 +50,20 @@ type Machine struct {
 
 	fresh string        // release whose files this process has written and checked
 	pause time.Duration // before the next step
+	owed  []chore       // what failed and is tried again
+}
+
+// chore is work that no record asks for: without it the device still is on one
+// whole release, with its program not running or its disk not tidy.
+type chore struct {
+	name string
+	do   func() error
 }
 
 var (
 	errCancelled = fleet.Errorf(fleet.CodeCancelled, "cancelled by the operator")
 	errClosed    = fleet.Errorf(fleet.CodeSuperseded, "the orchestrator has closed this command")
+	errNewer     = fleet.Errorf(fleet.CodeSuperseded, "a newer deployment took its place")
 )
 
 // New reads the journal. It changes nothing.
@@ -74,9 +83,7 @@ func New(parts Parts, options Options) (*Machine, error) {
 // and executes commands until ctx ends. The program is left running: whoever
 // owns Programs stops it.
 func (m *Machine) Run(ctx context.Context) error {
-	if err := m.begin(); err != nil {
-		m.parts.Log.Error().Err(err).Msg("the current release could not be started")
-	}
+	m.begin()
 	var wait time.Duration
 	for {
 		if !m.idle(ctx, wait) {
@@ -86,7 +93,7 @@ func (m *Machine) Run(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, errCancelled) || errors.Is(err, errClosed):
+		case errors.Is(err, errCancelled) || errors.Is(err, errClosed) || errors.Is(err, errNewer):
 			wait = 0 // the next step ends it
 		case err != nil: // the journal or the disk: as after a crash, the state decides
 			m.parts.Log.Error().Err(err).Msg("an update step could not be recorded")
@@ -118,13 +125,40 @@ func (m *Machine) idle(ctx context.Context, d time.Duration) bool {
 		}
 	}
 	for !m.busy() {
+		again, stop := m.later()
 		select {
 		case <-ctx.Done():
-			return false
 		case <-m.wake:
+		case <-again:
+			owed := m.owed
+			m.owed = nil
+			for _, c := range owed {
+				m.chore(c.name, c.do)
+			}
+		}
+		stop()
+		if ctx.Err() != nil {
+			return false
 		}
 	}
 	return ctx.Err() == nil
+}
+
+// later says when what failed is tried again.
+func (m *Machine) later() (<-chan time.Time, func()) {
+	if len(m.owed) == 0 {
+		return nil, func() {}
+	}
+	timer := time.NewTimer(m.options.Pause)
+	return timer.C, func() { timer.Stop() }
+}
+
+// chore does something now, and again until it has worked.
+func (m *Machine) chore(name string, do func() error) {
+	if err := do(); err != nil {
+		m.parts.Log.Warn().Err(err).Msg(name + " failed and will be tried again")
+		m.owed = append(m.owed, chore{name, do})
+	}
 }
 
 func (m *Machine) busy() bool {
@@ -141,21 +175,21 @@ func (m *Machine) cancelled() bool {
 
 // begin tidies up and starts what should run. A command in a state beyond
 // APPLYING starts the right program itself.
-func (m *Machine) begin() error {
+func (m *Machine) begin() {
 	m.mu.Lock()
-	book := m.ledger.book
+	op := m.ledger.book.Op
 	m.mu.Unlock()
-	if err := m.tidy(); err != nil {
-		return err
+	if op == nil || op.State.row().cancel {
+		m.chore("starting the current release", m.startCurrent)
 	}
-	if book.Op != nil && !book.Op.State.row().cancel {
-		return nil
-	}
-	return m.startCurrent()
+	m.chore(tidying, m.tidy)
 }
 
 // startCurrent starts the program of the release that current names.
 func (m *Machine) startCurrent() error {
+	if err := m.mend(); err != nil {
+		return err
+	}
 	id, err := m.parts.Releases.Current()
 	if err != nil || id == "" {
 		return err
@@ -233,6 +267,9 @@ func givenUp(b *Book, r Record) error {
 	}
 	if r.Command.Seq <= b.ClosedThrough {
 		return errClosed
+	}
+	if len(b.Queue) > 0 {
+		return errNewer // the queue holds nothing that is older
 	}
 	return nil
 }

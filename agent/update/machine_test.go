@@ -2,6 +2,7 @@ package update
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -18,7 +19,7 @@ func deployCommand(id string, seq int64, release, version string) protocol.Comma
 }
 
 func newWorld(t *rapid.T) *world {
-	return &world{t: t, journal: map[string]json.RawMessage{}, releases: map[string]bool{}, faults: map[string]bool{}, deploys: map[string]int{}, results: map[string]protocol.Result{}}
+	return &world{t: t, journal: map[string]json.RawMessage{}, releases: map[string]bool{}, faults: map[string]bool{}, ill: map[string]int{}, deploys: map[string]int{}, results: map[string]protocol.Result{}}
 }
 
 // The device is crashed at up to four points of a deployment, recovery
@@ -139,28 +140,36 @@ func TestWhatTheOrchestratorHasClosedIsGivenUpBeforeItChangesAnything(t *testing
 	})
 }
 
-func TestTheQueueIsBoundedAndARepeatMayOnlyChangeTheURL(t *testing.T) {
+func TestANewerDeploymentSupersedesWhatWaitsAndARepeatMayOnlyChangeTheURL(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld(t)
 		m, _ := w.boot(deployCommand("first", 1, oldID, "1.0.0"))
-		full := make([]protocol.Command, 0, maxQueue+1)
-		for i := range int64(maxQueue + 1) {
-			full = append(full, deployCommand("q"+string(rune('a'+i)), 2+i, newID, "2.0.0"))
-		}
-		for i, c := range full {
-			err := m.Take(c)
-			if refused := fleet.ErrorCode(err) == fleet.CodeConflict; refused != (i == maxQueue) {
-				t.Fatalf("command %d: %v", i, err)
+		newest, waiting := int64(0), "" // what the machine should be left with
+		for _, seq := range rapid.Permutation([]int64{2, 3, 4, 5, 6}).Draw(t, "order") {
+			id := fmt.Sprint("seq", seq)
+			if err := m.Take(deployCommand(id, seq, newID, "2.0.0")); err != nil {
+				t.Fatal(err)
+			}
+			loser := id
+			if seq > newest {
+				loser, newest, waiting = waiting, seq, id
+			}
+			if r, _ := m.ledger.book.result(loser); loser != "" && (r.State != fleet.TargetCancelled || r.Error.Code != fleet.CodeSuperseded) {
+				t.Fatalf("%s: %+v", loser, r)
+			}
+			if len(m.ledger.book.Queue) != 1 || m.ledger.book.Queue[0].Command.ID != waiting {
+				t.Fatalf("%s waits and not %s", m.ledger.book.Queue[0].Command.ID, waiting)
 			}
 		}
-		other := full[0]
-		other.Deploy = &protocol.Deploy{Deployment: "other", Bundle: full[0].Deploy.Bundle}
+		last := m.ledger.book.Queue[0].Command
+		other := last
+		other.Deploy = &protocol.Deploy{Deployment: "other", Bundle: last.Deploy.Bundle}
 		if err := m.Take(other); fleet.ErrorCode(err) != fleet.CodeInvalid {
 			t.Fatalf("the same id with another body: %v", err)
 		}
-		again := full[0]
-		d := *full[0].Deploy
+		again := last
+		d := *last.Deploy
 		d.Bundle.URL = "http://fresh"
 		again.Deploy = &d
 		if err := m.Take(again); err != nil || m.open(again.ID).Command.Deploy.Bundle.URL != "http://fresh" {

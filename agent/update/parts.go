@@ -89,4 +89,7 @@ type Reporter interface {
 	Changed()                       // a result was queued, or the state report differs
 	Configure(c fleet.Config) error // apply and persist; an error is the reason of a rejection
 	Now() (now time.Time, trusted bool)
+	// Reached waits until the broker has answered something sent after since;
+	// the error is ctx's.
+	Reached(ctx context.Context, since time.Time) error
 }

@@ -1,9 +1,6 @@
 package update
 
-import (
-	"github.com/kernexhq/kernex/pkg/fleet"
-	"github.com/kernexhq/kernex/pkg/protocol"
-)
+import "github.com/kernexhq/kernex/pkg/protocol"
 
 // State is where a deploy or rollback command stands on the device.
 type State string
@@ -41,33 +38,6 @@ const (
 	Abandon Action = "abandon" // end as failed: nothing was changed
 	GiveUp  Action = "give up" // end as inconsistent: returning did not work
 )
-
-// row is one line of the machine's table.
-type row struct {
-	state   State
-	durable string            // what is on disk before the state is entered
-	resume  Action            // what a machine that finds itself in it does
-	cancel  bool              // whether a cancel command still ends it
-	report  fleet.TargetState // how the orchestrator is told
-}
-
-// table is the whole machine. In APPLYING nobody can know what the interrupted
-// deploy script did, so it is the one state that is not continued.
-var table = []row{
-	{Idle, "-", Wait, false, ""},
-	{Accepted, "the command, before it is acknowledged", Fetch, true, fleet.TargetAccepted},
-	{Downloading, "each part", Fetch, true, fleet.TargetDownloading},
-	{Verified, "the archive", Unpack, true, fleet.TargetInstalling},
-	{Extracted, "files and directories, staging renamed into releases/", Apply, true, fleet.TargetInstalling},
-	{Applying, "deploy script started, attempt n", Return, false, fleet.TargetInstalling},
-	{Switched, "old run stopped, current renamed", Check, false, fleet.TargetVerifying},
-	{Health, "health check started, attempt n", Check, false, fleet.TargetVerifying},
-	{RollingBack, "cause; return started, attempt n", Return, false, fleet.TargetVerifying},
-	{Committed, "active release, floor and result, in one record", Wait, false, fleet.TargetSucceeded},
-	{RolledBack, "result", Wait, false, fleet.TargetRolledBack},
-	{Failed, "result", Wait, false, fleet.TargetFailed},
-	{Inconsistent, "result, and the mark that stops further changes", Wait, false, fleet.TargetFailed},
-}
 
 func (s State) row() row {
 	for _, r := range table {

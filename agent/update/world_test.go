@@ -38,6 +38,9 @@ type world struct {
 	later  int             // how often the deploy script asks for later first
 	bad    int             // how often the old release's deploy script fails
 
+	ill    map[string]int // tidy, start: how often it fails first
+	healed func()         // called when tidy works again
+
 	calls, crashAt int
 	deploys        map[string]int // successes by release
 	writes         int
@@ -112,6 +115,9 @@ func (w *world) manifest(id string) *bundle.Manifest {
 	if w.faults["has rollback"] {
 		m.Rollback = &bundle.Script{Script: "rollback"}
 	}
+	if w.faults["offline"] {
+		m.Health = &bundle.Health{NeedsNetwork: true, WindowS: 1}
+	}
 	return m
 }
 
@@ -161,7 +167,18 @@ func (w *world) Switch(id string) error {
 	return nil
 }
 
+func (w *world) fails(what string) bool {
+	w.ill[what]--
+	return w.ill[what] >= 0
+}
+
 func (w *world) Tidy(releases, archives []string) error {
+	if w.fails("tidy") {
+		return errors.New("no tidying")
+	}
+	if w.healed != nil {
+		defer w.healed()
+	}
 	w.do(func() {
 		w.staging = false
 		for id := range w.releases {
@@ -220,6 +237,9 @@ func (w *world) Health(_ context.Context, r Release) Outcome {
 }
 
 func (w *world) Start(r Release) error {
+	if w.fails("start") {
+		return errors.New("no start")
+	}
 	w.do(func() { w.running = r.ID })
 	return nil
 }
@@ -231,7 +251,14 @@ func (w *world) Progress(protocol.Result)     {}
 func (w *world) Request(protocol.Request)     {}
 func (w *world) Changed()                     {}
 func (w *world) Configure(fleet.Config) error { return nil }
-func (w *world) Now() (time.Time, bool)       { return time.Unix(1_800_000_000, 0), true }
+func (w *world) Reached(ctx context.Context, _ time.Time) error {
+	if w.faults["offline"] {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return nil
+}
+func (w *world) Now() (time.Time, bool) { return time.Unix(1_800_000_000, 0), true }
 
 // boot is one life of the agent, until everything is done or the power goes.
 func (w *world) boot(take ...protocol.Command) (m *Machine, survived bool) {
@@ -249,8 +276,9 @@ func (w *world) boot(take ...protocol.Command) (m *Machine, survived bool) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if err := m.begin(); err != nil {
-		w.t.Fatal(err)
+	m.begin()
+	if len(m.owed) > 0 {
+		w.t.Fatal(m.owed[0].name)
 	}
 	for _, c := range take {
 		if err := m.Take(c); err != nil && fleet.ErrorCode(err) == fleet.CodeInternal {
@@ -261,7 +289,7 @@ func (w *world) boot(take ...protocol.Command) (m *Machine, survived bool) {
 		if steps > 2*maxSteps {
 			w.t.Fatalf("no end after %d steps: %+v", steps, m.ledger.book.Op)
 		}
-		if err := m.step(context.Background()); err != nil && !errors.Is(err, errCancelled) && !errors.Is(err, errClosed) {
+		if err := m.step(context.Background()); err != nil && !errors.Is(err, errCancelled) && !errors.Is(err, errClosed) && !errors.Is(err, errNewer) {
 			w.t.Fatal(err)
 		}
 	}
