@@ -237,3 +237,49 @@ func TestObjectStoreThatHangsHoldsUpNoConfiguration(t *testing.T) {
 	}
 	s.Wire.Await(t, s.Topics.Device(b, protocol.KindCommand), 1)
 }
+
+func TestTheNextCommandKeySignsForDevicesThatHavePinnedIt(t *testing.T) {
+	t.Parallel()
+	s := looptest.Open(t)
+	public, next, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := dispatch.New(dispatch.Config{Topics: s.Topics, Store: s.DB, Publisher: s.Wire, Presigner: &signer{}, CommandKey: s.Key, NextKey: next, Log: testkit.Logger(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, moved, foreign := s.Online(), s.Online(), s.Online()
+	keys := map[string]ed25519.PublicKey{old: s.Key.Public().(ed25519.PublicKey), moved: public}
+	for id, key := range map[string]string{old: protocol.CommandKeyText(keys[old]), moved: protocol.CommandKeyText(public), foreign: protocol.CommandKeyText(make([]byte, 32))} {
+		st := looptest.State(2)
+		st.TrustMode, st.CommandKey = fleet.TrustOpen, key
+		if _, err := s.DB.ApplyState(t.Context(), id, st, looptest.Allow); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Deploy(s.Bundle("edge", "1.0.0"), old, moved, foreign)
+	e := rollout.New(rollout.Config{Store: s.DB, Log: testkit.Logger(t)})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 2)
+	for _, f := range []func(context.Context) error{d.Run, e.Run} {
+		go func() { ended <- f(ctx) }()
+	}
+	defer func() {
+		cancel()
+		for range 2 {
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	for id, key := range keys {
+		m := s.Wire.Await(t, s.Topics.Device(id, protocol.KindCommand), 1)[0]
+		if _, err := protocol.OpenCommand(m.Payload, key); err != nil {
+			t.Errorf("the command for %s: %v", id, err)
+		}
+	}
+	if len(s.Wire.On(s.Topics.Device(foreign, protocol.KindCommand))) > 0 {
+		t.Error("a command was signed for a device that could not verify it")
+	}
+}

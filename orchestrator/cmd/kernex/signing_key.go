@@ -82,16 +82,15 @@ func (a *app) signingKey(file string) (bundle.SigningKey, error) {
 // releaseKey reads a public key: a .pub file, or its one line itself. file is
 // its exact content.
 func releaseKey(arg string) (key bundle.ReleaseKey, file string, err error) {
-	text := arg
-	if !strings.HasPrefix(arg, "RW") || strings.ContainsAny(arg, "./") {
-		b, err := os.ReadFile(arg)
-		if err != nil {
-			return key, "", fmt.Errorf("read release key: %w", err)
-		}
-		text = string(b)
+	if key, err = bundle.ParseReleaseKey(arg); err == nil {
+		return key, arg, nil
 	}
-	key, err = bundle.ParseReleaseKey(text)
-	return key, text, err
+	b, err := os.ReadFile(arg)
+	if err != nil {
+		return key, "", fmt.Errorf("read release key: %w", err)
+	}
+	key, err = bundle.ParseReleaseKey(string(b))
+	return key, string(b), err
 }
 
 type bundleKeygenCmd struct {
