@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,9 +70,6 @@ func New(cfg Config) (*Agent, error) {
 	if len(cfg.Shim) == 0 {
 		cfg.Shim = []string{"/proc/self/exe", run.ShimCommand}
 	}
-	if cfg.Clock == nil {
-		cfg.Clock = time.Now
-	}
 	cfg.Log.Level = cfg.LogLevel
 	log, level, err := logging.NewAdjustable(cfg.Log)
 	if err != nil {
@@ -82,6 +78,9 @@ func New(cfg Config) (*Agent, error) {
 	files := cfg.Files
 	if files == nil {
 		files = &durable.FS{}
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
 	}
 	if cfg.Retry == 0 {
 		cfg.Retry = 10 * time.Second
@@ -125,12 +124,7 @@ func (a *Agent) open(files *durable.FS) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := files.MkdirAll("log-dir", filepath.Dir(logPath(a.state.dir)), 0o700); err != nil {
-		return err
-	}
-	if a.runLog, err = logs.Open(logPath(a.state.dir), logs.Size); err != nil {
-		return err
-	}
+	a.runLog = logs.Open(logPath(a.state.dir), logs.Size)
 	a.shipper = logs.NewShipper(a.runLog, a.sendLog)
 	a.reports, a.trial = newReports(a), newTrial(a)
 	starter := run.NewStarter(a.cfg.Shim...)

@@ -38,8 +38,15 @@ type device struct {
 	stop func()
 }
 
+// config is what an agent of a test needs. Its shim is the real program: this
+// one takes long to start, the more so with the race detector.
 func config(o *orchestrator, dir string) agent.Config {
-	return agent.Config{State: dir, Broker: o.broker.URL, EnrollToken: claimToken, DeviceType: "test", Serial: "s1",
+	o.t.Helper()
+	path, err := binary()
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	return agent.Config{State: dir, Broker: o.broker.URL, EnrollToken: claimToken, DeviceType: "test", Serial: "s1", Shim: []string{path, run.ShimCommand},
 		Log: logging.Config{Out: testLog{o.t}, Format: "json"}, LogLevel: "debug"}
 }
 

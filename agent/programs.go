@@ -105,7 +105,17 @@ func lastLine(output string) string {
 
 // Deploy implements update.Programs.
 func (p *programs) Deploy(ctx context.Context, r update.Release, limit time.Duration) update.Outcome {
-	return p.script(ctx, r, r.Manifest.Deploy.Script, limit)
+	before, err := sealRelease(p.store.Release(r.ID), r.ID, r.Manifest.Files)
+	if err != nil {
+		return update.Outcome{Err: err}
+	}
+	out := p.script(ctx, r, r.Manifest.Deploy.Script, limit)
+	if out.Err == nil {
+		if err := before.check(); err != nil {
+			out.Err = fleet.Errorf(fleet.ErrorCode(err), "%s: %s", r.Manifest.Deploy.Script, fleet.ErrorMessage(err))
+		}
+	}
+	return out
 }
 
 // Rollback implements update.Programs.

@@ -7,12 +7,16 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/kernexhq/kernex/agent/journal"
 	"github.com/kernexhq/kernex/pkg/durable"
 	"github.com/kernexhq/kernex/pkg/identity"
 	"github.com/kernexhq/kernex/pkg/secretfile"
 )
+
+// lockWait is how long the lock of the state directory may take.
+const lockWait = time.Second
 
 // stateDir is the locked state directory.
 type stateDir struct {
@@ -39,7 +43,14 @@ func openState(f *durable.FS, dir string) (stateDir, error) {
 	if err != nil {
 		return s, fmt.Errorf("open the lock file: %w", err)
 	}
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	// An agent that has just died may leave a child between fork and exec, which
+	// holds the lock for some milliseconds more.
+	for end := time.Now().Add(lockWait); err != nil && time.Now().Before(end); {
+		time.Sleep(20 * time.Millisecond)
+		err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	}
+	if err != nil {
 		_ = lock.Close()
 		return s, fmt.Errorf("another agent uses the state directory %s (%w)", dir, err)
 	}

@@ -160,6 +160,12 @@ func (s *Store) Current() (string, error) {
 // Switch makes id the current release, atomically and durably; "" is none.
 func (s *Store) Switch(id string) error {
 	link := filepath.Join(s.dir, "current")
+	// A script may have left something else there, which no rename replaces.
+	if info, err := os.Lstat(link); err == nil && info.Mode()&fs.ModeSymlink == 0 {
+		if err := s.fs.RemoveAll("switch-clean", link); err != nil {
+			return err
+		}
+	}
 	if id == "" {
 		if err := s.fs.Remove("switch-none", link); err != nil {
 			return err
@@ -221,6 +227,9 @@ func (s *Store) Tidy(releases, archives []string) error {
 	}
 	for _, dir := range []string{"staging", "releases", "archives"} {
 		entries, e := os.ReadDir(filepath.Join(s.dir, dir))
+		if errors.Is(e, fs.ErrNotExist) { // a script's work
+			e = s.fs.MkdirAll("tidy", filepath.Join(s.dir, dir), 0o700)
+		}
 		err = errors.Join(err, e)
 		for _, entry := range entries {
 			if !keep(dir, entry.Name()) {

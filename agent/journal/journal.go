@@ -38,6 +38,8 @@ type Journal struct {
 	size   int64 // of the file, up to its last whole record
 	failed chan struct{}
 	broken bool
+
+	reserved bool // the reserve is on the disk
 }
 
 // Open reads the journal at path, makes it when it is missing and compacts it.
@@ -49,10 +51,48 @@ func Open(f *durable.FS, path string) (*Journal, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read the journal: %w", err)
 	}
-	if err := replay(data, j.apply); err != nil {
+	if _, err := replay(data, j.apply); err != nil {
 		return nil, fmt.Errorf("read the journal %s: %w", path, err)
 	}
-	return j, j.compact()
+	if err := j.compact(); err != nil {
+		if !full(err) || len(data) == 0 {
+			return j, err
+		}
+		// It is whole as it is, and no place where its owner could not start.
+		if err := j.reopen(); err != nil {
+			return j, err
+		}
+	}
+	j.reserve()
+	return j, nil
+}
+
+// reopen goes on behind the last whole record of the file as it is: compacted,
+// if only what follows the rename has failed, or not.
+func (j *Journal) reopen() error {
+	data, err := os.ReadFile(j.path)
+	if err != nil {
+		return fmt.Errorf("read the journal: %w", err)
+	}
+	end, err := replay(data, func(map[string]json.RawMessage) {})
+	if err != nil {
+		return fmt.Errorf("read the journal %s: %w", j.path, err)
+	}
+	if j.file != nil {
+		_ = j.file.Close() // a fault behind its opening
+	}
+	if j.file, err = j.fs.OpenAppend("journal", j.path, 0o600); err != nil {
+		return fmt.Errorf("open the journal: %w", err)
+	}
+	if err := errors.Join(j.file.Truncate(int64(end)), j.file.Sync()); err != nil {
+		return fmt.Errorf("cut the journal's torn end: %w", err)
+	}
+	// Records in a file whose name a power cut takes back would be lost.
+	if err := j.fs.SyncDir("journal", filepath.Dir(j.path)); err != nil {
+		return fmt.Errorf("sync the journal's directory: %w", err)
+	}
+	j.size = int64(end)
+	return nil
 }
 
 func (j *Journal) apply(change map[string]json.RawMessage) {
@@ -65,8 +105,17 @@ func (j *Journal) apply(change map[string]json.RawMessage) {
 	}
 }
 
-// compact rewrites the file with the live values as its one record.
+// compact rewrites the file with the live values as its one record, on a full
+// disk at the price of the reserve.
 func (j *Journal) compact() error {
+	err := j.rewrite()
+	if err != nil && j.release(err) {
+		err = j.rewrite()
+	}
+	return err
+}
+
+func (j *Journal) rewrite() error {
 	record, err := encode(j.values)
 	if err != nil {
 		return err
@@ -119,10 +168,15 @@ func (j *Journal) Write(values map[string]any) error {
 	if j.broken {
 		return ErrBroken
 	}
-	if err := j.append(record); err != nil {
+	err = j.append(record)
+	if err != nil && !j.broken && j.release(err) {
+		err = j.append(record)
+	}
+	if err != nil {
 		return err
 	}
 	j.apply(change)
+	defer j.reserve()
 	if j.size > compactAt {
 		if err := j.compact(); err != nil {
 			j.fail()

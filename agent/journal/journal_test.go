@@ -198,7 +198,7 @@ func FuzzReplayNeverPanicsAndReadsWhatItWrote(f *testing.F) {
 	f.Add(make([]byte, 20))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		all := map[string]json.RawMessage{}
-		err := replay(data, func(c map[string]json.RawMessage) { maps.Copy(all, c) })
+		_, err := replay(data, func(c map[string]json.RawMessage) { maps.Copy(all, c) })
 		if err != nil {
 			return
 		}
@@ -206,7 +206,7 @@ func FuzzReplayNeverPanicsAndReadsWhatItWrote(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := replay(again, func(c map[string]json.RawMessage) { maps.Copy(all, c) }); err != nil {
+		if _, err := replay(again, func(c map[string]json.RawMessage) { maps.Copy(all, c) }); err != nil {
 			t.Fatal(err)
 		}
 	})

@@ -28,21 +28,21 @@ func encode(change map[string]json.RawMessage) ([]byte, error) {
 	return append(record, payload...), nil
 }
 
-// replay calls apply for each whole record. It ends without an error at a torn
-// one, after which nothing whole follows.
-func replay(data []byte, apply func(map[string]json.RawMessage)) error {
-	for offset := 0; offset < len(data); {
+// replay calls apply for each whole record and returns where they end. It ends
+// without an error at a torn one, after which nothing whole follows.
+func replay(data []byte, apply func(map[string]json.RawMessage)) (offset int, err error) {
+	for offset < len(data) {
 		change, n := decode(data[offset:])
 		if change == nil {
 			if _, after := next(data[offset:]); after {
-				return fmt.Errorf("the record at byte %d is damaged and others follow it", offset)
+				return offset, fmt.Errorf("the record at byte %d is damaged and others follow it", offset)
 			}
-			return nil
+			return offset, nil
 		}
 		apply(change)
 		offset += n
 	}
-	return nil
+	return offset, nil
 }
 
 // decode returns the record at the start of data and its length, nil if it is

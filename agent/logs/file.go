@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -50,17 +51,23 @@ type line struct {
 	protocol.LogLine
 }
 
-// Open opens the log at path and rotates it beyond limit bytes. The folder must
-// be there.
-func Open(path string, limit int64) (*File, error) {
+// Open opens the log at path and rotates it beyond limit bytes. Where that does
+// not work, on a full disk for instance, it is tried again with each write.
+func Open(path string, limit int64) *File {
 	l := &File{path: path, max: limit, now: time.Now}
 	l.flush = time.AfterFunc(time.Hour, l.end)
 	l.flush.Stop()
-	return l, l.open(os.O_APPEND)
+	_ = l.open(os.O_APPEND) // see above
+	return l
 }
 
 func (l *File) open(mode int) error {
 	f, err := os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|mode, 0o600)
+	if errors.Is(err, fs.ErrNotExist) { // the folder: a script has removed it
+		if err = os.MkdirAll(filepath.Dir(l.path), 0o700); err == nil {
+			f, err = os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|mode, 0o600)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("open the program's log: %w", err)
 	}

@@ -25,10 +25,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func open(t testing.TB, limit int64) *File {
 	t.Helper()
-	f, err := Open(filepath.Join(t.TempDir(), "run.log"), limit)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := Open(filepath.Join(t.TempDir(), "log", "run.log"), limit)
 	t.Cleanup(func() { _ = f.Close() })
 	return f
 }
@@ -106,10 +103,7 @@ func TestAnyOutputComesBackAsLines(t *testing.T) {
 	runs := 0
 	rapid.Check(t, func(t *rapid.T) {
 		runs++
-		f, err := Open(filepath.Join(dir, fmt.Sprint(runs)), Size)
-		if err != nil {
-			t.Fatal(err)
-		}
+		f := Open(filepath.Join(dir, fmt.Sprint(runs)), Size)
 		defer func() { _ = f.Close() }()
 		var all []byte
 		for _, p := range rapid.SliceOf(rapid.SliceOf(rapid.SampledFrom([]byte("ab \n\n\x00\xff")))).Draw(t, "writes") {

@@ -197,7 +197,7 @@ func (k *keeper) next(ctx context.Context, words string, asked bool) bool {
 		switch {
 		case asked: // at once
 		case again && !gaveUp:
-			ok := false
+			var ok bool
 			if ok, asked = k.pause(ctx, k.wait); !ok {
 				return false
 			}
