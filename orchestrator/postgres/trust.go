@@ -38,7 +38,7 @@ func trustWanted(ctx context.Context, q sqlx.QueryerContext) (body protocol.Trus
 		return body, false, fmt.Errorf("encode trust: %w", err)
 	}
 	if len(text) > maxTrustBytes {
-		return body, false, fleet.Errorf(fleet.CodeTooLarge, "%d release keys do not fit into one command, revoked ones counted: the fleet needs a reset of its trust (docs/security.md)", len(rows))
+		return body, false, fleet.Errorf(fleet.CodeTooLarge, "%d release keys do not fit into one command, revoked ones counted: the fleet needs a reset of its trust (docs/deployment-guide.md)", len(rows))
 	}
 	return body, len(rows) > 0 || body.CommandKey != "", nil
 }
