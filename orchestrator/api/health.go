@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"sync"
 	"time"
@@ -17,6 +18,8 @@ const readyPath = "/readyz"
 
 // readyLimit is how long all checks of /readyz may take.
 const readyLimit = 5 * time.Second
+
+var noAnswer = fmt.Sprintf("no answer within %v", readyLimit)
 
 // livez says that the process serves requests.
 func (a *API) livez(w http.ResponseWriter, _ *http.Request) {
@@ -74,7 +77,7 @@ func verdict(ctx context.Context, c <-chan singleflight.Result) error {
 	case r := <-c:
 		return r.Err
 	case <-ctx.Done():
-		return fleet.Errorf(fleet.CodeUnavailable, "no answer within %v", readyLimit)
+		return fleet.Errorf(fleet.CodeUnavailable, "%s", noAnswer)
 	}
 }
 
@@ -92,7 +95,11 @@ func (h *health) ask(ctx context.Context, c Check) <-chan singleflight.Result {
 	return h.asking.DoChan(c.Name, func() (any, error) {
 		op, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyLimit)
 		defer cancel()
-		return nil, c.Run(op)
+		err := c.Run(op)
+		if err != nil && op.Err() != nil && fleet.ErrorCode(err) == fleet.CodeInternal {
+			err = fleet.Wrap(fleet.CodeUnavailable, err, noAnswer)
+		}
+		return nil, err
 	})
 }
 

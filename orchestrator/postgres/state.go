@@ -105,6 +105,9 @@ func stateStore(ctx context.Context, tx *sqlx.Tx, id string, s protocol.State, w
 	if err := trustCatchUp(ctx, tx, id, s); err != nil {
 		return err
 	}
+	if err := commandsEnded(ctx, tx, id, s); err != nil {
+		return err
+	}
 	return commandsDue(ctx, tx, id, "", birth)
 }
 
