@@ -86,13 +86,17 @@ func serverPrograms(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p, err := exec.LookPath("initdb"); err == nil {
-		dirs = append(dirs, filepath.Dir(p))
+	if len(dirs) > 0 {
+		return slices.Max(dirs)
 	}
-	if len(dirs) == 0 {
+	p, err := exec.LookPath("initdb")
+	if err == nil {
+		p, err = filepath.EvalSymlinks(p) // the other programs are beside the real one
+	}
+	if err != nil {
 		t.Fatal("no Postgres in /usr/lib/postgresql or PATH; on Debian: apt-get install postgresql")
 	}
-	return slices.Max(dirs)
+	return filepath.Dir(p)
 }
 
 func (d *database) own(paths ...string) {

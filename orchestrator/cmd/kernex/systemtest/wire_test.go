@@ -141,3 +141,22 @@ func (w *wire) check() {
 	}
 	w.t.Logf("messages by schema: %v", seen)
 }
+
+// refused reports whether a result of the device was, with the code.
+func (w *wire) refused(id string, code fleet.Code) bool {
+	for _, m := range w.all() {
+		if m.topic != w.topics.Device(id, protocol.KindAck) {
+			continue
+		}
+		var a protocol.Ack
+		if err := json.Unmarshal(m.payload, &a); err != nil {
+			w.t.Errorf("%s: %v", m.topic, err)
+		}
+		for _, r := range a.Results {
+			if !r.Accepted && r.Code == code {
+				return true
+			}
+		}
+	}
+	return false
+}
