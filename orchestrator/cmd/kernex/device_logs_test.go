@@ -61,7 +61,9 @@ func TestADevicesLogIsShownAndFollowedFromTheCommandLine(t *testing.T) {
 	w.eventually("both to have asked", func() bool { return asked.Load() == 3 && strings.Contains(plain.String(), "in 3 s") })
 	w.logged(id, "", "live")
 	w.logged(id, "warn", "hot")
-	w.eventually("the lines", func() bool { return strings.Contains(plain.String(), "run warn  hot") && strings.Contains(lines.String(), `"message":"hot"`) })
+	w.eventually("the lines", func() bool {
+		return strings.Contains(plain.String(), "run warn  hot") && strings.Contains(lines.String(), `"message":"hot"`)
+	})
 	stop()
 	for range 2 {
 		if c := <-codes; c != exitDone {
