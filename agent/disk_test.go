@@ -50,7 +50,7 @@ func TestADiskOf8MBRefusesWhatCannotFitBeforeTheDownloadAndTheDeviceGoesOn(t *te
 	}
 	big := o.pack("1.0.0", manifest, with(good(), "data", string(noise)))
 	big.Parts, big.PartSize = nil, 0 // too many for a command
-	thin := make([]byte, 9<<20) // about 1:35
+	thin := make([]byte, 9<<20)      // about 1:35
 	for i := range thin {
 		if i%1024 < 24 {
 			thin[i] = noise[i%len(noise)]

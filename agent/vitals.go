@@ -11,9 +11,17 @@ import (
 	"github.com/kernexhq/kernex/pkg/protocol"
 )
 
-// fullEvery is how often a heartbeat repeats what did not change: heartbeats
-// are sent once and may be lost.
+// fullEvery is how often a heartbeat says everything: heartbeats are sent once
+// and may be lost, and what follows from the others, such as the uptime, costs
+// more than the rest of a heartbeat.
 const fullEvery = 10
+
+// How far a metric moves before a heartbeat in between says so.
+const (
+	cpuStep    = 3    // percentage points
+	diskStep   = 0.5  // percentage points
+	memoryStep = 0.02 // of the memory in use
+)
 
 // vitals makes heartbeats and state reports. It belongs to the goroutine that
 // sends them.
@@ -111,18 +119,28 @@ func (v *vitals) heartbeat(now time.Time) (*protocol.Heartbeat, time.Duration) {
 	}
 	h := full
 	if full.Seq%fullEvery != 1 {
-		h.AgentVersion = ""
-		for _, m := range []struct{ now, last **float64 }{{&h.CPUPct, &v.last.CPUPct}, {&h.MemoryMB, &v.last.MemoryMB}, {&h.DiskPct, &v.last.DiskPct}} {
-			if *m.last != nil && **m.now == **m.last {
-				*m.now = nil
-			}
+		h.AgentVersion, h.UptimeS = "", 0
+		if h.Status == v.last.Status {
+			h.Status = ""
 		}
+		full.CPUPct, h.CPUPct = moved(full.CPUPct, v.last.CPUPct, cpuStep)
+		full.DiskPct, h.DiskPct = moved(full.DiskPct, v.last.DiskPct, diskStep)
+		full.MemoryMB, h.MemoryMB = moved(full.MemoryMB, v.last.MemoryMB, memoryStep**full.MemoryMB)
 	}
 	v.last = full
 	if full.Status != v.state.Status {
 		v.reports.wake() // the state report follows
 	}
 	return &h, gap
+}
+
+// moved returns a metric's value as the orchestrator knows it then, and what of
+// it goes into the heartbeat: nothing as long as it is near what was sent last.
+func moved(now, last *float64, step float64) (known, sent *float64) {
+	if last != nil && math.Abs(*now-*last) < step {
+		return last, nil
+	}
+	return now, now
 }
 
 func rounded(v, parts float64) *float64 {

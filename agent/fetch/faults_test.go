@@ -25,7 +25,7 @@ func TestABundleThatCannotFitIsRefusedBeforeTheDownload(t *testing.T) {
 	if err := syscall.Statfs(t.TempDir(), &st); err != nil {
 		t.Fatal(err)
 	}
-	free := int64(st.Bavail) * int64(st.Bsize)
+	free := int64(st.Bavail) * int64(st.Bsize) //nolint:gosec,unconvert // Bsize is 32 bits wide on ARM
 	var requests atomic.Int32
 	data := archive(1000)
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

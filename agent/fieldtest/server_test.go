@@ -205,12 +205,18 @@ func (s *server) pack(size int, part int64) (protocol.BundleRef, []byte) {
 		s.t.Fatal(err)
 	}
 	data := []byte(out.String())
+	ref := refTo(data, part)
+	ref.Name, ref.Version, ref.Release, ref.Expanded, ref.Files = "field", "1.0.0", info.Release, info.Expanded, len(info.Manifest.Files)
+	return ref, data
+}
+
+// refTo describes an archive.
+func refTo(data []byte, part int64) protocol.BundleRef {
 	sum := sha256.Sum256(data)
-	ref := protocol.BundleRef{Name: "field", Version: "1.0.0", Release: info.Release, Checksum: hex.EncodeToString(sum[:]),
-		Size: int64(len(data)), Expanded: info.Expanded, Files: len(info.Manifest.Files), PartSize: part}
+	ref := protocol.BundleRef{Checksum: hex.EncodeToString(sum[:]), Size: int64(len(data)), PartSize: part}
 	for p := range slices.Chunk(data, int(part)) {
 		d := sha256.Sum256(p)
 		ref.Parts = append(ref.Parts, base64.RawURLEncoding.EncodeToString(d[:]))
 	}
-	return ref, data
+	return ref
 }
