@@ -131,19 +131,17 @@ func writeKnob(path, value string) error {
 	return nil
 }
 
-// sweepAge is far above what a start takes to put its program into a new cgroup.
+// sweepAge is how old a cgroup is that nobody is about to use: one is entered
+// right after it was made.
 const sweepAge = time.Minute
 
-// sweep removes the cgroups of agents that are gone; one that is not empty
-// stays, and so does a young one: an agent in another PID namespace may be about
-// to use it, and its id tells nothing here.
+// sweep removes what agents that were killed have left. A cgroup that is in use
+// is not empty and stays, and so does a young one, which may be about to be
+// used. Whether the process in its name lives tells nothing: ids come again, and
+// another PID namespace has its own.
 func (l *taskLimit) sweep() {
 	old, _ := filepath.Glob(filepath.Join(l.dir, groupPrefix+"*"))
 	for _, dir := range old {
-		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), groupPrefix), "-")
-		if n, err := strconv.Atoi(pid); err == nil && !errors.Is(syscall.Kill(n, 0), syscall.ESRCH) {
-			continue
-		}
 		if info, err := os.Stat(dir); err != nil || time.Since(info.ModTime()) < sweepAge {
 			continue
 		}
