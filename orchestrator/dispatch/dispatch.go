@@ -59,7 +59,7 @@ type Config struct {
 	Presigner  Presigner
 	CommandKey ed25519.PrivateKey
 	NextKey    ed25519.PrivateKey // signs for devices that have pinned it; nil: no key change is under way
-	Wake       <-chan struct{} // something may be due
+	Wake       <-chan struct{}    // something may be due
 	// Ready reports whether the Publisher has a way to the broker now: without
 	// one nothing is claimed. nil: it always has.
 	Ready      func() bool
