@@ -11,7 +11,7 @@ import (
 	"github.com/kernexhq/kernex/pkg/fleet"
 )
 
-// counted gives a bundle directory's manifest a counter.
+// countedDir gives a bundle directory's manifest a counter.
 func countedDir(t *testing.T, dir string) string {
 	t.Helper()
 	file := filepath.Join(dir, bundle.ManifestName)
