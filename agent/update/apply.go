@@ -315,25 +315,3 @@ func (b *Book) commit(r Record, mf *bundle.Manifest) {
 	}
 	b.Broken = ""
 }
-
-// tidying is the name of tidy as a chore.
-const tidying = "removing what is not needed"
-
-// tidy removes the releases and archives that nothing needs any more.
-func (m *Machine) tidy() error {
-	m.mu.Lock()
-	book := m.ledger.book
-	m.mu.Unlock()
-	releases := slices.Clone(book.Kept[:min(len(book.Kept), m.options.Keep)])
-	releases = append(releases, book.Active.Release)
-	var archives []string
-	open := pointers(book.Queue)
-	if book.Op != nil {
-		open = append(open, book.Op)
-	}
-	for _, r := range open {
-		releases = append(releases, r.Command.Deploy.Bundle.Release, r.Previous)
-		archives = append(archives, r.Command.Deploy.Bundle.Checksum)
-	}
-	return m.parts.Releases.Tidy(releases, archives)
-}

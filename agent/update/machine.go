@@ -53,13 +53,6 @@ type Machine struct {
 	owed  []chore       // what failed and is tried again
 }
 
-// chore is work that no record asks for: without it the device still is on one
-// whole release, with its program not running or its disk not tidy.
-type chore struct {
-	name string
-	do   func() error
-}
-
 var (
 	errCancelled = fleet.Errorf(fleet.CodeCancelled, "cancelled by the operator")
 	errClosed    = fleet.Errorf(fleet.CodeSuperseded, "the orchestrator has closed this command")
@@ -142,23 +135,6 @@ func (m *Machine) idle(ctx context.Context, d time.Duration) bool {
 		}
 	}
 	return ctx.Err() == nil
-}
-
-// later says when what failed is tried again.
-func (m *Machine) later() (<-chan time.Time, func()) {
-	if len(m.owed) == 0 {
-		return nil, func() {}
-	}
-	timer := time.NewTimer(m.options.Pause)
-	return timer.C, func() { timer.Stop() }
-}
-
-// chore does something now, and again until it has worked.
-func (m *Machine) chore(name string, do func() error) {
-	if err := do(); err != nil {
-		m.parts.Log.Warn().Err(err).Msg(name + " failed and will be tried again")
-		m.owed = append(m.owed, chore{name, do})
-	}
 }
 
 func (m *Machine) busy() bool {
