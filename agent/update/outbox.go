@@ -7,9 +7,10 @@ import (
 	"github.com/kernexhq/kernex/pkg/protocol"
 )
 
-// How often an unacknowledged result is sent again.
+// How often an unacknowledged result is sent again: first in less than the 10 s
+// in which the work of a dead orchestrator has to move to another one.
 const (
-	firstResend = 10 * time.Second
+	firstResend = 8 * time.Second
 	maxResend   = 5 * time.Minute
 )
 

@@ -142,7 +142,7 @@ func TestCommandThatTheBrokerDoesNotTakeIsSentAgain(t *testing.T) {
 	s.Wire.Break(fleet.Errorf(fleet.CodeUnavailable, "no broker"))
 	id := s.Online()
 	s.Deploy(s.Bundle("edge", "1.0.0"), id)
-	testkit.Eventually(t, 10*time.Second, func() error { // claimed, and given back: its first backoff is 10 s
+	testkit.Eventually(t, 10*time.Second, func() error { // claimed, and given back: its first backoff is 8 s
 		wait, ok, err := s.DB.NextSend(t.Context())
 		if err == nil && (!ok || wait < time.Second || wait > 6*time.Second) {
 			err = fmt.Errorf("due in %v, %v", wait, ok)

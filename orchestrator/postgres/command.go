@@ -67,11 +67,12 @@ func commandClose(ctx context.Context, tx *sqlx.Tx, id, status string) error {
 	return translate(err, "close command")
 }
 
-// Backoff of deliveries, and how long a command of a device that is away is
+// Backoff of deliveries, whose first step is less than the 10 s in which the work
+// of a dead replica has to move, and how long a command of a device that is away is
 // left alone: its return makes the command due anyway, this is for a lost
 // wake-up only.
 const (
-	commandBackoff    = 10 * time.Second
+	commandBackoff    = 8 * time.Second
 	commandBackoffMax = 5 * time.Minute
 )
 
@@ -82,7 +83,7 @@ const commandReady = `s.online AND d.status = 'active' AND (c.not_after > now() 
 		WHERE t.command_id = c.id AND p.cancel AND t.state IN ('pending', 'offered'))`
 
 // ClaimCommands takes at most limit due commands for delivery. The claim is the
-// lease: next_send_at moves on by the backoff (10 s, doubling to 5 min), so
+// lease: next_send_at moves on by the backoff (8 s, doubling to 5 min), so
 // that a claimer who dies costs one backoff. Commands of devices that are away
 // are put off.
 func (d *DB) ClaimCommands(ctx context.Context, limit int) ([]fleet.Command, error) {

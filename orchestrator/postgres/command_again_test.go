@@ -37,7 +37,7 @@ func TestConfirmedCommandThatTheDeviceHasEndedIsSentAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		wait, ok, err := s.DB.NextSend(t.Context())
-		if err != nil || ok != tc.again || ok && wait < 8*time.Second {
+		if err != nil || ok != tc.again || ok && wait < 7*time.Second {
 			t.Errorf("last command %q %s: due in %v, %v, %v, want %v", tc.last, tc.state, wait, ok, err, tc.again)
 		}
 	}
