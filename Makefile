@@ -18,8 +18,11 @@ RUN_PACKAGES := initdb:postgresql
 TEST_PACKAGES := $(RUN_PACKAGES) mosquitto_sub:mosquitto-clients mosquitto:mosquitto minisign:minisign strace:strace tc:iproute2 \
   openssl:openssl systemd-analyze:systemd
 
+# Tests with a long form.
+LONG_TESTS := ^(TestAnOutageInADeploymentCostsTimeOnly|TestAKilledOrchestratorsWorkMoves|TestTheOldProgramRunsOnTheNewSchema)$$
+
 .DEFAULT_GOAL := help
-.PHONY: help run test build dist examples lint fmt bench fuzz ui clean deps-run deps-test
+.PHONY: help run test outage-test build dist examples lint fmt bench fuzz ui clean deps-run deps-test
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,6 +32,9 @@ run: deps-run build ## build and start everything, with two demo devices (Ctrl-C
 
 test: deps-test build ## all tests, with the race detector
 	go test -race -timeout 9m ./...
+
+outage-test: deps-test ## the long tests, as root, 15 minutes: outages of a minute, killed replicas, the oldest orchestrator on today's schema
+	KERNEX_LONG=1 go test -timeout 40m -v -run '$(LONG_TESTS)' ./orchestrator/cmd/kernex/systemtest
 
 build: examples ## kernex, kernex-broker, kernex-orchestrator and kernex-agent into bin/, examples ready to push
 	@mkdir -p $(BIN)

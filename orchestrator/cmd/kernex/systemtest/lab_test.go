@@ -40,8 +40,9 @@ type lab struct {
 	token   string // of an admin
 }
 
-// newLab starts everything but devices.
-func newLab(t *testing.T) *lab {
+// newLab starts everything but devices; prepare, if given, is called when
+// Postgres and the object store run.
+func newLab(t *testing.T, prepare ...func(*lab)) *lab {
 	t.Helper()
 	l := &lab{t: t, dir: dataDir(t), dbName: "kernex"}
 	l.ca = newAuthority(t, l.dir)
@@ -60,6 +61,9 @@ func newLab(t *testing.T) *lab {
 	}
 	for i := range l.devices {
 		l.devices[i] = newHost(t, fmt.Sprintf("device%d", i+1), fmt.Sprintf("4%d", i+1))
+	}
+	for _, f := range prepare {
+		f(l)
 	}
 	l.broker.start()
 	for _, r := range l.orch {

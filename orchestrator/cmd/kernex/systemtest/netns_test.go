@@ -39,8 +39,8 @@ const (
 // mount and process namespaces, and reports whether this is that copy. The
 // copy may make hosts with fixed addresses; whatever it leaves behind, processes
 // and namespaces, the kernel removes with it, however it ends. That nothing is
-// left that had to be removed so is checked too.
-func inOwnNetwork(t *testing.T) bool {
+// left that had to be removed so is checked too. env is the copy's, beside ours.
+func inOwnNetwork(t *testing.T, env ...string) bool {
 	t.Helper()
 	if os.Getenv(labEnv) != "" {
 		ip(t, "link", "set", "lo", "up")
@@ -64,7 +64,7 @@ func inOwnNetwork(t *testing.T) bool {
 	var out bytes.Buffer
 	cmd := exec.Command("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
 		os.Args[0], "-test.run", "^"+t.Name()+"$", "-test.v", "-test.timeout", limit.String())
-	cmd.Env = append(os.Environ(), labEnv+"="+bin(t))
+	cmd.Env = append(append(os.Environ(), labEnv+"="+bin(t)), env...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	p, err := child.Start(cmd, syscall.SIGKILL) // ends with this process, and everything with it
 	if err != nil {

@@ -80,7 +80,7 @@ func (o *tourOf) run() {
 	}
 
 	id := o.agents[0].id()
-	o.must("device", "config", "set", id, "--heartbeat-interval", "5")
+	o.must("device", "config", "set", id, "--heartbeat-interval", "2")
 	obeys(t, o.ways[0].api, id)
 	if out := o.must("device", "history", id); !strings.Contains(out, "rolled_back") {
 		t.Errorf("the history does not tell of the return: %s", out)
@@ -118,7 +118,7 @@ func runs(t *testing.T, api *client.Client, version string, n int) {
 }
 
 // obeys checks, after the tour, that a device applied its second configuration
-// with a heartbeat interval of 5 s and reports it, and its bundle history,
+// with a heartbeat interval of a few seconds and reports it, and its bundle history,
 // newest first.
 func obeys(t *testing.T, api *client.Client, id string) {
 	t.Helper()
