@@ -3,6 +3,7 @@ package attack
 import (
 	"net/http"
 	"testing"
+	"time"
 
 	"github.com/kernexhq/kernex/pkg/fleet"
 	"github.com/kernexhq/kernex/pkg/protocol"
@@ -74,13 +75,21 @@ func (x *target) commands(t *testing.T) {
 	if a := c.ack(x.victim.id, x.done); !a.Accepted {
 		t.Fatalf("the victim's own result: %+v", a)
 	}
-	c.publish(topics.Device(x.victim.id, protocol.KindPresence), protocol.Presence{Session: 1}, 1)
-	eventually(t, func() bool {
-		return !value[bool](t, x.system, `SELECT online FROM device_status WHERE device_id = $1`, x.victim.id)
-	})
-	_ = c.Close()
+	x.leave(t, x.victim, c)
 	x.call(t, http.MethodPut, "/devices/"+x.victim.id+"/config", map[string]any{"log_level": "debug"}).into(t, http.StatusOK, nil)
 	x.open = value[string](t, x.system, command, x.victim.id, "configure")
+}
+
+// leave ends a device's first session.
+func (s *system) leave(t *testing.T, d *device, c *raw) {
+	t.Helper()
+	c.t = t
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	c.publish(topics.Device(d.id, protocol.KindPresence), protocol.Presence{Session: 1}, 1)
+	eventually(t, func() bool {
+		return !value[bool](t, s, `SELECT online FROM device_status WHERE device_id = $1`, d.id)
+	})
+	_ = c.Close()
 }
 
 func (s *system) apiToken(t *testing.T, role, selector string) string {
@@ -119,30 +128,33 @@ func TestAttacksAreRefusedAndChangeNothing(t *testing.T) {
 	total := 0
 	for _, group := range []struct {
 		name    string
-		attacks []attack
+		attacks func(t *testing.T) []attack
 		inOrder bool // the attacks share a connection
 	}{
-		{"login", x.logins(t), false},
-		{"packet", x.packets(), false},
-		{"subscribe", x.subscriptions(), false},
-		{"publish", x.publishes(), false},
-		{"message", x.messages(), true},
-		{"enrol", x.enrolments(), false},
-		{"http", x.requests(t), false},
-		{"bundle", x.uploads(t), false},
-		{"store", x.storeRequests(t), false},
-		{"internal", x.internals(), false},
+		{"login", x.logins, false},
+		{"packet", x.packets, false},
+		{"subscribe", x.subscriptions, false},
+		{"publish", x.publishes, false},
+		{"message", x.messages, true},
+		{"enrol", x.enrolments, false},
+		{"http", x.requests, false},
+		{"bundle", x.uploads, false},
+		{"store", x.storeRequests, false},
+		{"internal", x.internals, false},
+		{"trust", x.trust, false},
 	} {
 		names := map[string]bool{}
 		t.Run(group.name, func(t *testing.T) {
+			attacks := group.attacks(t)
+			total += len(attacks)
 			before, refused, want := x.settled(t), x.refusals(t), map[string]int{}
-			for _, a := range group.attacks {
+			for _, a := range attacks {
 				for _, reason := range a.counted {
 					want[reason]++
 				}
 			}
 			t.Run("each", func(t *testing.T) {
-				for _, a := range group.attacks {
+				for _, a := range attacks {
 					if names[a.name] {
 						t.Errorf("two attacks are called %q", a.name)
 					}
@@ -163,7 +175,6 @@ func TestAttacksAreRefusedAndChangeNothing(t *testing.T) {
 			}
 			x.honest(t)
 		})
-		total += len(group.attacks)
 	}
 	t.Logf("%d attacks", total)
 	if total < 100 {

@@ -76,7 +76,7 @@ func edKey(t *testing.T) ed25519.PrivateKey {
 }
 
 // enrolments are keys, proofs and claim tokens that make no device.
-func (x *target) enrolments() []attack {
+func (x *target) enrolments(*testing.T) []attack {
 	var list []attack
 	refused := func(name string, code fleet.Code, run func(t *testing.T) protocol.EnrollReply) {
 		list = append(list, attack{name: name, run: func(t *testing.T) {

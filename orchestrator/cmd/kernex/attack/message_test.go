@@ -15,7 +15,7 @@ import (
 // messages are payloads on the attacker's own topics. Those that are refused
 // unread are counted; a result gets an acknowledgement that says why it is not
 // accepted.
-func (x *target) messages() []attack {
+func (x *target) messages(*testing.T) []attack {
 	deep := `{"session":2,"seq":1,"x":` + strings.Repeat("[", 1500) + strings.Repeat("]", 1500) + `}`
 	var list []attack
 	for kind, payloads := range map[protocol.Kind]map[string]string{

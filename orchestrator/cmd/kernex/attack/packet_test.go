@@ -20,7 +20,7 @@ const (
 
 // packets are what a client sends before or after a good login, that ends its
 // connection.
-func (x *target) packets() []attack {
+func (x *target) packets(*testing.T) []attack {
 	type sent = func(d *device) [][]byte
 	one := func(b ...byte) sent { return func(*device) [][]byte { return [][]byte{b} } }
 	on := func(k protocol.Kind, payload string, qos byte) sent {

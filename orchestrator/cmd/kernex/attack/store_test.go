@@ -63,7 +63,7 @@ func (x *target) storeRequests(t *testing.T) []attack {
 }
 
 // internals are requests to what brokers on other hosts ask.
-func (x *target) internals() []attack {
+func (x *target) internals(*testing.T) []attack {
 	login := map[string]any{"username": x.victim.id, "client_id": x.victim.id, "password": []byte("guess"), "remote": "127.0.0.1:1"}
 	var list []attack
 	for name, c := range map[string]struct {

@@ -36,7 +36,7 @@ func (x *target) line(t *testing.T, who string) (c *raw, id string) {
 
 // subscriptions are filters that SUBACK refuses. OWN stands for the client's own
 // id.
-func (x *target) subscriptions() []attack {
+func (x *target) subscriptions(*testing.T) []attack {
 	victim, root := x.victim.id, topics.Root
 	var list []attack
 	for who, filters := range map[string][]string{
@@ -89,7 +89,7 @@ func inTurn(list []attack, whos ...string) []attack {
 // publishes are messages to topics that are not the client's. At QoS 0 they are
 // dropped and counted, at QoS 1 the connection ends, because MQTT 3.1.1 has no
 // other way to say no.
-func (x *target) publishes() []attack {
+func (x *target) publishes(*testing.T) []attack {
 	victim := x.victim.id
 	var list []attack
 	for who, to := range map[string][]string{
