@@ -190,7 +190,7 @@ func (c *cutter) sweep(ctx context.Context, count *counter, subsets int, chosen 
 func TestNoPowerCutBreaksADevice(t *testing.T) {
 	t.Parallel()
 	count := newCounter(t)
-	subsets, share := 0, 10
+	subsets, share := 0, 8
 	if long {
 		subsets, share = 3, 1
 	}
@@ -225,6 +225,7 @@ func TestAPowerCutFindsAMissingSync(t *testing.T) {
 			found.found = cancel
 			random := rand.New(rand.NewPCG(1, 1))
 			d := newDevice(t, s, b, "tampered")
+			d.waits = shortPatience
 			for _, sc := range b.scenarios()[:2] {
 				c := &cutter{device: d, scenario: sc, random: random, tamper: tamper}
 				c.sweep(ctx, found, 0, func(at, of int) bool { return at%4 == 3 || at == of-1 })

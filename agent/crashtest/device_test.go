@@ -17,14 +17,18 @@ import (
 	"github.com/kernexhq/kernex/agent"
 	"github.com/kernexhq/kernex/agent/run"
 	"github.com/kernexhq/kernex/pkg/durable"
+	"github.com/kernexhq/kernex/pkg/fleet"
 	"github.com/kernexhq/kernex/pkg/identity"
 	"github.com/kernexhq/kernex/pkg/logging"
 	"github.com/kernexhq/kernex/pkg/protocol"
 )
 
 // patience bounds everything that a device may take to end a command; I6 gives
-// it 60 s.
-const patience = 60 * time.Second
+// it 60 s. A device that was broken on purpose gets less.
+const (
+	patience      = 60 * time.Second
+	shortPatience = 6 * time.Second
+)
 
 // device is one device of a worker: its points follow each other, so that each
 // costs no new identity.
@@ -38,6 +42,7 @@ type device struct {
 	did    string // the scripts' evidence
 	bases  []*node
 	output *lines
+	waits  time.Duration // patience or less
 }
 
 // newDevice makes a device with bases: nothing, enrolled with the old release,
@@ -49,7 +54,7 @@ func newDevice(t *testing.T, s *server, b bundles, serial string) *device {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(root) })
-	d := &device{bundles: b, server: s, serial: serial, root: root, dir: filepath.Join(root, "dev"), did: filepath.Join(root, "did"), output: &lines{}}
+	d := &device{bundles: b, server: s, serial: serial, root: root, dir: filepath.Join(root, "dev"), did: filepath.Join(root, "did"), output: &lines{}, waits: patience}
 	d.view = newView(s)
 	s.mu.Lock()
 	s.serials[serial] = d.view
@@ -183,7 +188,7 @@ func (d *device) launch(env []string, argv ...string) *runner {
 // settle waits until every command has its result and the state report says
 // what is true; early is the error with which the agent ended by itself before.
 func (d *device) settle(p *runner) (early, err error) {
-	deadline := time.NewTimer(patience)
+	deadline := time.NewTimer(d.waits)
 	defer deadline.Stop()
 	poll := time.NewTicker(20 * time.Millisecond)
 	defer poll.Stop()
@@ -201,7 +206,7 @@ func (d *device) settle(p *runner) (early, err error) {
 		case early := <-p.done:
 			return early, nil
 		case <-deadline.C:
-			return nil, fmt.Errorf("I6: after %s %s", patience, missing)
+			return nil, fmt.Errorf("I6: after %s %s", d.waits, missing)
 		}
 	}
 }
@@ -233,6 +238,9 @@ func (d *device) unsettled() string {
 		}
 		if last == nil || last.HighestSeq < c.Seq {
 			return fmt.Sprintf("%s is not in the state report", c.ID)
+		}
+		if c.Configure != nil && d.view.final(c.ID).State == fleet.TargetSucceeded && last.ConfigVersion < c.Configure.Config.Version {
+			return fmt.Sprintf("the state report has configuration %d, %s is %d", last.ConfigVersion, c.ID, c.Configure.Config.Version)
 		}
 	}
 	if last == nil || !d.reborn() {

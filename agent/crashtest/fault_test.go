@@ -106,7 +106,7 @@ var faultKinds = []string{"kill", "eio", "enospc"}
 func TestNoFaultOfAFileCallBreaksADevice(t *testing.T) {
 	t.Parallel()
 	count := newCounter(t)
-	share := 55
+	share := 50
 	if long {
 		share = 1
 	}
@@ -151,6 +151,7 @@ func TestAKillFindsAMissingRecordAndASwappedOrder(t *testing.T) {
 			s := newServer(t)
 			b := s.bundles(t)
 			d := newDevice(t, s, b, "mutant")
+			d.waits = shortPatience
 			random := rand.New(rand.NewPCG(1, 1))
 			sc := b.scenarios()[m.scenario]
 			total, err := d.moments(sc)

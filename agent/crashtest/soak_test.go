@@ -216,7 +216,7 @@ func (s *soak) model() error {
 	}
 	text, err := os.ReadFile(filepath.Join(s.dir, "device_config.json"))
 	if err = errors.Join(err, json.Unmarshal(text, &file)); err != nil || config > 0 && (file.Config.Version != config || last.ConfigVersion != config) {
-		problems = append(problems, fmt.Errorf("configuration %d in the model, %d on the device, %d at the server, %w", config, file.Config.Version, last.ConfigVersion, err))
+		problems = append(problems, fmt.Errorf("configuration %d in the model, %d on the device, %d at the server (%v)", config, file.Config.Version, last.ConfigVersion, err))
 	}
 	if left := s.left(); len(left) > 0 {
 		problems = append(problems, fmt.Errorf("I7: %v are left", left))
@@ -246,6 +246,7 @@ func TestASoakFindsAMissingSync(t *testing.T) {
 	first := seed(t)
 	for n := range uint64(20) {
 		s := newSoak(newDevice(t, srv, b, fmt.Sprint("tampered-", n)), first+n)
+		s.waits = shortPatience
 		s.tamper = func(c durable.Call) bool { return c.Op == "journal" && c.Kind == durable.Sync }
 		if err := s.run(soakSteps); err != nil {
 			t.Logf("found after %d steps: %v", len(s.past), err)

@@ -74,7 +74,7 @@ func (d *device) syscallPoint(s scenario, syscall string, n int, env []string, a
 func TestNoKillAtASystemCallBreaksADevice(t *testing.T) {
 	t.Parallel()
 	count := newCounter(t)
-	share, most := 45, 12
+	share, most := 30, 12
 	if long {
 		share, most = 1, 25
 	}
@@ -96,6 +96,9 @@ func TestNoKillAtASystemCallBreaksADevice(t *testing.T) {
 		for name, n := range called(log) {
 			// Threads share the work, another way each time; the first calls of
 			// each are the ones that are always there.
+			if name == "exit_group" && !long {
+				continue // each script of the device is killed, each return pauses
+			}
 			for i := range min(n, most) {
 				points = append(points, fmt.Sprintf("%s %d", name, i+1))
 			}
@@ -126,6 +129,7 @@ func TestAKillAtASystemCallFindsAMissingRecord(t *testing.T) {
 	s := newServer(t)
 	b := s.bundles(t)
 	d := newDevice(t, s, b, "mutant")
+	d.waits = shortPatience
 	for n := 1; n <= 40 && found.violations == 0; n++ {
 		for _, name := range []string{"symlinkat", "renameat", "fsync"} {
 			fired, err := d.syscallPoint(b.scenarios()[1], name, n, []string{"KERNEX_MUTATION=drop:APPLYING"}, binaries.fault())
