@@ -215,8 +215,11 @@ func (s *soak) model() error {
 		Config fleet.Config `json:"config"`
 	}
 	text, err := os.ReadFile(filepath.Join(s.dir, "device_config.json"))
-	if err = errors.Join(err, json.Unmarshal(text, &file)); err != nil || config > 0 && (file.Config.Version != config || last.ConfigVersion != config) {
-		problems = append(problems, fmt.Errorf("configuration %d in the model, %d on the device, %d at the server (%v)", config, file.Config.Version, last.ConfigVersion, err))
+	if err = errors.Join(err, json.Unmarshal(text, &file)); err != nil {
+		problems = append(problems, err)
+	}
+	if config > 0 && (file.Config.Version != config || last.ConfigVersion != config) {
+		problems = append(problems, fmt.Errorf("configuration %d in the model, %d on the device, %d at the server", config, file.Config.Version, last.ConfigVersion))
 	}
 	if left := s.left(); len(left) > 0 {
 		problems = append(problems, fmt.Errorf("I7: %v are left", left))
