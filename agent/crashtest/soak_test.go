@@ -34,6 +34,7 @@ type soak struct {
 	known  map[string]*expectation // of all commands that have a result
 	config int64                   // latest version that was ordered
 
+	row       int   // crashes since the device was last left alone
 	base      *node // the world at the start of this life
 	startDid  []byte
 	startMark []event
@@ -45,6 +46,7 @@ type expectation struct {
 	want      fleet.TargetState
 	config    int64
 	disturbed bool
+	gaveUp    int // 1 + the crashes in a row when it ended inconsistent
 }
 
 // step is one thing that happens while the agent runs.
@@ -159,6 +161,7 @@ func (s *soak) run(steps int) error {
 			if now, err = crash(r); err != nil {
 				return err
 			}
+			s.row++
 			continue
 		}
 		tree, err := load(s.dir, transient)
@@ -168,9 +171,14 @@ func (s *soak) run(steps int) error {
 		did, _ := os.ReadFile(s.did)
 		now = disk{tree: tree, did: did, mark: s.view.mark()}
 		s.finished()
+		s.row = 0
 	}
 	return nil
 }
+
+// givesUp is how many interrupted returns make a device INCONSISTENT, after
+// which it refuses everything but a rollback.
+const givesUp = 5
 
 // finished forgets the commands that have their result: no crash takes it back.
 func (s *soak) finished() {
@@ -186,6 +194,7 @@ func (s *soak) model() error {
 	s.view.mu.Lock()
 	want, config := "", int64(0)
 	var problems []error
+	broken := false
 	for _, e := range s.view.events {
 		if e.result == nil {
 			continue
@@ -200,6 +209,16 @@ func (s *soak) model() error {
 		s.known[e.result.Command] = o
 		if e.result.State == fleet.TargetSucceeded {
 			want, config = orString(o.ref.Release, want), max(o.config, config)
+		}
+		if code(e.result) == fleet.CodeInconsistent {
+			if e.result.State == fleet.TargetFailed && o.gaveUp == 0 {
+				o.gaveUp = 1 + s.row
+			}
+			broken = broken || e.result.State == fleet.TargetFailed && o.gaveUp > givesUp
+			if !broken {
+				problems = append(problems, fmt.Errorf("%s ended %s %v after %d crashes in a row", e.result.Command, e.result.State, e.result.Error, s.row))
+			}
+			continue
 		}
 		if !o.disturbed && e.result.State != o.want {
 			problems = append(problems, fmt.Errorf("undisturbed %s of %s ended %s %v", e.result.Command, o.ref.Version, e.result.State, e.result.Error))
