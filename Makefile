@@ -33,7 +33,7 @@ run: deps-run build ## build and start everything, with two demo devices (Ctrl-C
 test: deps-test build ## all tests, with the race detector
 	go test -race -timeout 9m ./...
 
-outage-test: deps-test ## the long tests, as root, 15 minutes: outages of a minute, killed replicas, the oldest orchestrator on today's schema
+outage-test: deps-test ## the long tests, as root, 10 minutes: outages of a minute, killed replicas, the oldest orchestrator on today's schema
 	KERNEX_LONG=1 go test -timeout 40m -v -run '$(LONG_TESTS)' ./orchestrator/cmd/kernex/systemtest
 
 build: examples ## kernex, kernex-broker, kernex-orchestrator and kernex-agent into bin/, examples ready to push
