@@ -15,14 +15,14 @@ EXAMPLE_VERSIONS := 1.0.0 1.1.0 2.0.0
 # What running and testing need beyond Go: a command, and the Debian package
 # that brings it. The server package of Postgres puts initdb outside PATH.
 RUN_PACKAGES := initdb:postgresql
-TEST_PACKAGES := $(RUN_PACKAGES) mosquitto_sub:mosquitto-clients mosquitto:mosquitto minisign:minisign strace:strace tc:iproute2 \
+TEST_PACKAGES := $(RUN_PACKAGES) mosquitto_sub:mosquitto-clients mosquitto:mosquitto minisign:minisign strace:strace ip:iproute2 \
   openssl:openssl systemd-analyze:systemd
 
 # Tests with a long form.
 LONG_TESTS := ^(TestAnOutageInADeploymentCostsTimeOnly|TestAKilledOrchestratorsWorkMoves|TestTheOldProgramRunsOnTheNewSchema)$$
 
 .DEFAULT_GOAL := help
-.PHONY: help run test outage-test build dist examples lint fmt bench fuzz ui clean deps-run deps-test
+.PHONY: help run test outage-test crash-test soak link-zoo bench-agent build dist examples lint fmt bench fuzz ui clean deps-run deps-test
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -31,10 +31,23 @@ run: deps-run build ## build and start everything, with two demo devices (Ctrl-C
 	@$(BIN)/kernex up --demo 2 $(ARGS)
 
 test: deps-test build ## all tests, with the race detector
-	go test -race -timeout 9m ./...
+	go test -race -timeout 15m ./...
 
 outage-test: deps-test ## the long tests, as root, 10 minutes: outages of a minute, killed replicas, the oldest orchestrator on today's schema
 	KERNEX_LONG=1 go test -timeout 40m -v -run '$(LONG_TESTS)' ./orchestrator/cmd/kernex/systemtest
+
+crash-test: deps-test ## the agent's crash proof at every point, as root: power cuts, failing file calls, kills at system calls
+	KERNEX_CRASH_TEST=long go test -count=1 -timeout 60m -v -run '^Test(NoPowerCut|NoFault|NoKill|APowerCut|AKill)' ./agent/crashtest
+
+SEEDS ?= 100
+soak: deps-test ## SEEDS (100) runs of random deployments, rollbacks, configurations, cancels, kills and cuts
+	KERNEX_SOAK=$(SEEDS) go test -count=1 -timeout 4h -v -run Soak ./agent/crashtest
+
+link-zoo: deps-test ## 2 MiB over every bad link (40 minutes), as root
+	KERNEX_LINK_ZOO=long go test -count=1 -timeout 90m -v -run Zoo ./agent/fieldtest
+
+bench-agent: ## what the agent costs, beside the goals (4 minutes)
+	go test -run '^$$' -bench Agent -benchtime 1x ./agent/fieldtest
 
 build: examples ## kernex, kernex-broker, kernex-orchestrator and kernex-agent into bin/, examples ready to push
 	@mkdir -p $(BIN)

@@ -88,7 +88,7 @@ func TestAConfigurationThatCutsTheDeviceOffIsUndoneAlsoAfterARestart(t *testing.
 
 func TestAConfigurationThatTheDeviceHasConnectedWithStaysWhateverTheNetworkDoes(t *testing.T) {
 	t.Parallel()
-	const trial = 500 * time.Millisecond
+	const trial = 2 * time.Second // longer than the first wait before a new connection
 	for _, reconnect := range []bool{false, true} {
 		o, d, p, _ := trialed(t, trial)
 		if !reconnect { // it holds for the whole time
